@@ -1,0 +1,190 @@
+"""Measure what a user's run costs against the same network in a loop written by hand. Prints tables.
+
+    python src/benchmark.py               # everything, about 10 minutes
+    python src/benchmark.py --only step   # one part: step, parallel, start, memory
+
+Images are random, of CIFAR-10's shape, so nothing is downloaded. Ratios are of neighbours in time in
+one process, so that a noisy machine disturbs both alike; the median of n rounds is shown.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+SOURCE = Path(__file__).parent
+SIZES = (2, 8, 32, 128)
+SMALL_RATE = "2**-16"  # nothing diverges, so every step does its whole work
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["step", "parallel", "start", "memory"])
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per row of the step table")
+    parser.add_argument("--child", metavar="DATA", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(_lightning_rate(Path(arguments.child), "alexnet", 2, 4096, epochs=3)))
+        return
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "numpy"))
+    print(f"{_processor()}, {platform.system()}, Python {platform.python_version()}, {packages}\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        data = _random_images(Path(temporary))
+        for name, part in {"step": step, "parallel": parallel, "start": start, "memory": memory}.items():
+            if arguments.only in (None, name):
+                part(data, arguments.rounds)
+
+
+def step(data: Path, rounds: int) -> None:
+    """Training images/s of a run (augmentation, sums, checkpoints and all) against the hand-written loop."""
+    print(f"Training, one thread, images/s: a run / by hand; median of n = {rounds} rounds")
+    print(f"{'network':<10}{'m':>5}{'run':>9}{'by hand':>9}{'ratio':>7}{'min':>7}{'max':>7}{'evaluation / epoch':>20}")
+    for model in ("alexnet", "resnet32"):
+        for m in SIZES:
+            images = (1024 if m < 32 else 2048) // (1 if model == "alexnet" else 4)
+            pairs = []
+            for _ in range(rounds):
+                run, evaluated = _lightning_rate(data, model, m, images)
+                pairs.append((run, _hand_rate(data, model, m, images), evaluated))
+            ratios = [run / hand for run, hand, _ in pairs]
+            run, hand, evaluated = (median(column) for column in zip(*pairs, strict=True))
+            share = (10_000 / evaluated) / (50_000 / run)
+            print(
+                f"{model:<10}{m:>5}{run:>9.0f}{hand:>9.0f}{median(ratios):>7.3f}{min(ratios):>7.3f}{max(ratios):>7.3f}"
+                f"{share:>19.1%}",
+                flush=True,
+            )
+    print()
+
+
+def parallel(data: Path, rounds: int) -> None:
+    """Images/s of two processes side by side against one alone, AlexNet, m = 2."""
+    ratios = []
+    for _ in range(max(1, rounds // 2)):
+        alone = _children(data, 1)
+        ratios.append(_children(data, 2) / alone)
+    print(f"Two parallel runs / one, AlexNet, m = 2: {median(ratios):.2f} (n = {len(ratios)}, from {min(ratios):.2f})\n")
+
+
+def start(data: Path, rounds: int) -> None:
+    """Wall seconds of a whole run of one update: an upper bound on the way to the first update."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in range(max(1, rounds // 2)):
+            began = time.perf_counter()
+            _train(data, temporary, "batch_size=10", "data.train_size=10", "data.test_size=10", f"seed={seed}")
+            seconds.append(time.perf_counter() - began)
+    print(f"Start to end of a run of one update: {median(seconds):.1f} s (n = {len(seconds)}, up to {max(seconds):.1f})\n")
+
+
+def memory(data: Path, rounds: int) -> None:
+    """Peak resident memory of a run over 50,000 images, and of the imports alone (largest child so far)."""
+    subprocess.run([sys.executable, "-c", "import smallbatch.training"], check=True, cwd=SOURCE)
+    imports = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with tempfile.TemporaryDirectory() as temporary:
+        _train(data, temporary, "batch_size=128", "data.augment=true")
+    whole = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(f"Peak memory of a run on 50,000 images, m = 128: {whole / 2**20:.2f} GiB; imports alone {imports / 2**20:.2f}\n")
+
+
+def _train(data: Path, store: str, *overrides: str) -> None:
+    command = [sys.executable, str(SOURCE / "train.py"), "data=arrays", f"data.path={data}", f"data.root={data.parent}"]
+    extra = [f"base_lr={SMALL_RATE}", "epochs=1", f"store={store}", "machine.accelerator=cpu", *overrides]
+    subprocess.run([*command, *extra], check=True, capture_output=True)
+
+
+def _children(data: Path, count: int) -> float:
+    command = [sys.executable, __file__, "--child", str(data)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    return float(sum(json.loads(process.communicate()[0])[0] for process in processes))
+
+
+def _lightning_rate(data: Path, model: str, m: int, images: int, epochs: int = 2) -> tuple[float, float]:
+    """Training and evaluation images/s of a run as a user has it, on its last epochs."""
+    cfg, run = _config(data, model, m, images, epochs)
+    from smallbatch.training import train
+
+    with tempfile.TemporaryDirectory() as temporary:
+        cfg.store = temporary
+        record = train(run, cfg, say=print).record
+    rows = record.rows[1:]  # the first epoch warms up
+    return images * len(rows) / sum(r["train_seconds"] for r in rows), 512 * len(rows) / sum(
+        r["eval_seconds"] for r in rows
+    )
+
+
+def _hand_rate(data: Path, model: str, m: int, images: int) -> float:
+    """Images/s of a plain PyTorch loop: the same network, channels-last, fused SGD, augmented tensors ready."""
+    import torch
+    from omegaconf import OmegaConf
+    from torch.nn import functional as F
+
+    from smallbatch.data import describe, load
+    from smallbatch.data.blocks import TrainBlocks
+    from smallbatch.models import build
+
+    cfg, run = _config(data, model, m, images, 2)
+    arrays = load(describe(OmegaConf.to_container(cfg.data)))  # type: ignore[arg-type]
+    batches = [
+        pair
+        for x, y in TrainBlocks(arrays, m, True, 0, 0)
+        for pair in zip(x.split(m), y.split(m), strict=True)
+    ]
+    network = build(run, arrays.channels, arrays.classes)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=run.base_lr * m, weight_decay=run.weight_decay, fused=True
+    )
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        for x, y in batches:
+            loss = F.cross_entropy(network(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - began)
+    return len(batches) * m / seconds[-1]
+
+
+def _config(data: Path, model: str, m: int, images: int, epochs: int):  # type: ignore[no-untyped-def]
+    from smallbatch.compose import compose
+    from smallbatch.config import make_run
+
+    norm = "none" if model == "alexnet" else "batch"
+    cfg = compose(
+        [f"model={model}", f"norm={norm}", "data=arrays", f"data.path={data}", f"data.root={data.parent}"]
+        + ["data.augment=true", f"data.train_size={images}", "data.test_size=512", f"batch_size={m}"]
+        + [f"base_lr={SMALL_RATE}", f"epochs={epochs}", "progress=false", "machine.accelerator=cpu"]
+    )
+    return cfg, make_run(cfg)
+
+
+def _random_images(folder: Path) -> Path:
+    random = np.random.RandomState(0)
+    arrays = {}
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        arrays[f"{split}_images"] = random.randint(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % 10
+    np.savez(folder / "random.npz", **arrays)
+    return folder / "random.npz"
+
+
+def _processor() -> str:
+    from smallbatch.training.run import processor
+
+    return processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Hydra's door to the grid: `hydra/sweeper=grid`. Light, since Hydra imports it at every start."""
+
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+
+class GridSweeper(Sweeper):
+    """Hands a command line to `smallbatch.sweep`, with Hydra's way to compose and the chosen launcher."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from smallbatch.sweep import sweep
+
+        name = self.config.hydra.job.config_name
+
+        def compose(overrides: list[str]) -> DictConfig:
+            cfg = self.context.config_loader.load_configuration(name, overrides, RunMode.RUN)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            return cfg
+
+        sweep(arguments, compose, lambda jobs: self.launcher.launch(jobs, 0), self.config)
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="grid", node={"_target_": f"{__name__}.GridSweeper"}, provider="smallbatch"
+)

@@ -1,0 +1,1 @@
+"""Masters & Luschi (2018), "Revisiting Small Batch Training for Deep Neural Networks", as a package."""

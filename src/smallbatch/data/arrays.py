@@ -1,0 +1,242 @@
+"""Images as memory-mapped arrays that parallel runs share, named by a fingerprint of their content."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smallbatch.config import ConfigError
+from smallbatch.files import write_text
+
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, H, W, C) uint8, memory-mapped; labels (N,); `index`: the rows that are used."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set ready to train on; `mean` and `std` (C,) are of the used training images, in [0, 255]."""
+
+    train: Split
+    test: Split
+    classes: int
+    mean: np.ndarray
+    std: np.ndarray
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[-1]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run's identity and checks need to know of its data, without reading the images."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+    classes: int
+    train_size: int
+    test_size: int
+    full: tuple[int, int]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The data's share of a run: content, and the subset if it is one."""
+        sizes = (self.train_size, self.test_size)
+        train, test = (None if used == whole else used for used, whole in zip(sizes, self.full, strict=True))
+        return {"name": self.name, "fingerprint": self.fingerprint, "train_size": train, "test_size": test}
+
+
+def describe(data: dict[str, Any]) -> Description:
+    """Find, check and unpack the data of a `data` config, once per content.
+
+    Raises ConfigError if the source or a size is wrong.
+    """
+    source = {k: v for k, v in data.items() if k not in ("name", "augment", "train_size", "test_size")}
+    folder, meta = _unpacked(json.dumps(source, sort_keys=True))
+    sizes = []
+    for split, whole in (("train", meta["train"]), ("test", meta["test"])):
+        size = data.get(f"{split}_size") or whole
+        if not meta["classes"] <= size <= whole:
+            raise ConfigError(
+                f"data.{split}_size={size}: must lie between {meta['classes']} (the classes) and {whole} (the images)"
+            )
+        sizes.append(size)
+    name = data.get("name") or data["_target_"].rpartition(".")[2]
+    return Description(
+        name, folder, meta["fingerprint"], meta["classes"], sizes[0], sizes[1], (meta["train"], meta["test"])
+    )
+
+
+@lru_cache(maxsize=2)
+def load(description: Description) -> Images:
+    """Memory-map the arrays and choose the subsets."""
+    train_images, train_labels, test_images, test_labels = (
+        np.load(description.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
+    )
+    train = Split(train_images, train_labels, stratified(train_labels, description.train_size))
+    test = Split(test_images, test_labels, stratified(test_labels, description.test_size))
+    mean, std = channel_statistics(train)
+    return Images(train, test, description.classes, mean, std)
+
+
+def stratified(labels: np.ndarray, size: int) -> np.ndarray:
+    """`size` rows, each class in its share to within one image; the same rows whatever the seed of a run."""
+    if size == len(labels):
+        return np.arange(size)
+    # RandomState's stream is frozen by NumPy (NEP 19), so a subset is the same for years.
+    order = np.random.RandomState(0).permutation(len(labels))
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:size])
+
+
+def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) of a split's pixels, from exact integer sums."""
+    channels = split.images.shape[-1]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(split), 1000):
+        chunk = split.images[split.index[start : start + 1000]]
+        for channel in range(channels):
+            counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+    values = np.arange(256)
+    total = counts.sum(axis=1)
+    mean = counts @ values / total
+    variance = counts @ values**2 / total - mean**2
+    return mean, np.maximum(np.sqrt(variance), 1.0)  # a constant channel is centred, not blown up
+
+
+@lru_cache(maxsize=32)
+def _unpacked(source: str) -> tuple[Path, dict[str, Any]]:
+    """Folder of .npy files for a source (as JSON), and what is in it."""
+    arguments = json.loads(source)
+    path = _call(arguments)
+    root = Path(arguments["root"]) / "unpacked"
+    stat = path.stat()
+    stamp = {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    note = root / f"{path.stem}-{hashlib.sha256(stamp['path'].encode()).hexdigest()[:8]}.json"
+    known = _read_note(note, stamp)
+    if known and all((root / known["fingerprint"] / f"{name}.npy").exists() for name in _ARRAYS):
+        return root / known["fingerprint"], known
+    arrays, classes = _read_npz(path)
+    fingerprint = _fingerprint(arrays)
+    _unpack(arrays, root, fingerprint)
+    meta = {
+        "fingerprint": fingerprint,
+        "classes": classes,
+        "train": len(arrays["train_labels"]),
+        "test": len(arrays["test_labels"]),
+    }
+    write_text(note, json.dumps(meta | {"stamp": stamp}))
+    return root / fingerprint, meta
+
+
+def _call(arguments: dict[str, Any]) -> Path:
+    """Call the source function that `_target_` names with its arguments."""
+    target = arguments.pop("_target_")
+    module, _, name = target.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"data._target_={target}: cannot be imported ({error})") from None
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"data: {target} does not take these settings: {error}") from None
+    return Path(function(**arguments))
+
+
+def _read_note(note: Path, stamp: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        known = json.loads(note.read_text())
+        return known if known["stamp"] == stamp else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], int]:
+    """The four arrays, checked, labels as int64, and the number of classes."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in (*_ARRAYS, "classes") if name in file}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        raise ConfigError(f"{path}: not a readable .npz ({error}); is it complete?") from None
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise ConfigError(f"{path}: has no array {', '.join(missing)}; it needs {', '.join(_ARRAYS)}")
+    for split in ("train", "test"):
+        _check_split(path, split, arrays[f"{split}_images"], arrays[f"{split}_labels"])
+        arrays[f"{split}_labels"] = arrays[f"{split}_labels"].astype(np.int64)
+    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        raise ConfigError(f"{path}: train and test images differ in shape")
+    names = arrays.pop("classes", None)
+    highest = max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test"))
+    classes = highest + 1 if names is None else len(names)
+    if highest >= classes:
+        raise ConfigError(f"{path}: label {highest} is out of range for {classes} classes")
+    return arrays, classes
+
+
+def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
+        raise ConfigError(
+            f"{path}: {split}_images is {images.dtype} of shape {images.shape}; it must be uint8 (N, H, W, C)"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+        raise ConfigError(
+            f"{path}: {split}_labels is {labels.dtype} of shape {labels.shape}; it must be integers ({len(images)},)"
+        )
+    if labels.min() < 0:
+        raise ConfigError(f"{path}: {split}_labels has the negative label {labels.min()}")
+
+
+def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
+    """Sixteen hex digits over names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in _ARRAYS:
+        digest.update(f"{name} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()[:16]
+
+
+def _unpack(arrays: dict[str, np.ndarray], root: Path, fingerprint: str) -> None:
+    """Write the .npy folder under a temporary name and move it into place; a second process may win."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / fingerprint
+    temporary = Path(tempfile.mkdtemp(dir=root, prefix=f".{fingerprint}."))
+    try:
+        for name in _ARRAYS:
+            np.save(temporary / f"{name}.npy", arrays[name], allow_pickle=False)
+        if folder.exists() and not all((folder / f"{name}.npy").exists() for name in _ARRAYS):
+            shutil.rmtree(folder)  # somebody deleted a part of it
+        temporary.chmod(0o755)  # mkdtemp's 0700 would shut out other users of a shared disk
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

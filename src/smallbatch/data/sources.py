@@ -1,0 +1,122 @@
+"""Where images come from. Each function returns the path of an .npz; a data config names one as `_target_`.
+
+The .npz holds train_images (N, H, W, C) uint8, train_labels (N,) integers, test_images, test_labels
+and, if known, classes (names by label).
+"""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smallbatch.config import ConfigError
+from smallbatch.files import replacing
+
+# The binary archives, since the Python ones would have to be unpickled.
+# Addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html
+URL = "https://www.cs.toronto.edu/~kriz/"
+_CIFAR: dict[str, dict[str, Any]] = {
+    "cifar10": {
+        "archive": "cifar-10-binary.tar.gz",
+        "md5": "c32a1d4ab5d03f1284b67883e8d87530",
+        "train": [f"data_batch_{i}.bin" for i in range(1, 6)],
+        "test": ["test_batch.bin"],
+        "names": "batches.meta.txt",
+        "label_bytes": 1,
+    },
+    "cifar100": {
+        "archive": "cifar-100-binary.tar.gz",
+        "md5": "03b5dce01913d631647c71ecec9e9cb8",
+        "train": ["train.bin"],
+        "test": ["test.bin"],
+        "names": "fine_label_names.txt",
+        "label_bytes": 2,  # coarse, then fine: the fine one is used
+    },
+}
+
+
+def digits(root: str) -> Path:
+    """scikit-learn's handwritten digits, 8×8 scans enlarged to 32×32×1; 1,437 train, 360 test, stratified."""
+    path = Path(root) / "digits.npz"
+    if not path.exists():
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        scans = load_digits()
+        levels = np.rint(scans.images * (255 / 16)).astype(np.uint8)
+        images = levels.repeat(4, axis=1).repeat(4, axis=2)[..., None]
+        train, test, train_labels, test_labels = train_test_split(
+            images, scans.target.astype(np.int64), test_size=360, random_state=0, stratify=scans.target
+        )
+        _save(path, train, train_labels, test, test_labels, np.array([str(i) for i in range(10)]))
+    return path
+
+
+def arrays(root: str, path: str) -> Path:
+    """Your own .npz: `path`, as given or below `root`."""
+    found = next((p for p in (Path(path), Path(root) / path) if p.exists()), None)
+    if found is None:
+        raise ConfigError(f"data.path={path}: no such file")
+    return found
+
+
+def cifar10(root: str) -> Path:
+    """`root`/cifar10.npz, made from the published binary archive if it is not there."""
+    return _cifar("cifar10", Path(root))
+
+
+def cifar100(root: str) -> Path:
+    """`root`/cifar100.npz (fine labels), made from the published binary archive if it is not there."""
+    return _cifar("cifar100", Path(root))
+
+
+def _cifar(name: str, root: Path) -> Path:
+    path = root / f"{name}.npz"
+    if path.exists():
+        return path
+    spec = _CIFAR[name]
+    archive = root / spec["archive"]
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    if not check_integrity(str(archive), spec["md5"]):
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            download_url(URL + spec["archive"], str(root), md5=spec["md5"])
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"{path}: not there, and the download failed ({error}); put {name}.npz "
+                f"or {spec['archive']} (from {URL}) into {root}/"
+            ) from None
+    members = _read_tar(archive)
+    train = _parse(members, spec["train"], spec["label_bytes"])
+    test = _parse(members, spec["test"], spec["label_bytes"])
+    names = np.array(members[spec["names"]].decode().split())
+    _save(path, *train, *test, names)
+    return path
+
+
+def _read_tar(archive: Path) -> dict[str, bytes]:
+    with tarfile.open(archive) as tar:
+        files = ((member, tar.extractfile(member)) for member in tar.getmembers() if member.isfile())
+        return {Path(member.name).name: file.read() for member, file in files if file}
+
+
+def _parse(members: dict[str, bytes], names: list[str], label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Records of label byte(s) and 3,072 bytes, red plane first → (N, 32, 32, 3) images and labels."""
+    raw = np.frombuffer(b"".join(members[n] for n in names), np.uint8).reshape(-1, label_bytes + 3072)
+    images = raw[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), raw[:, label_bytes - 1].astype(np.int64)
+
+
+def _save(path: Path, train: Any, train_labels: Any, test: Any, test_labels: Any, classes: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            train_images=train,
+            train_labels=train_labels,
+            test_images=test,
+            test_labels=test_labels,
+            classes=classes,
+        )

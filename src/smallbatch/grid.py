@@ -1,0 +1,152 @@
+"""From a command line to runs: the one expansion that training, planning and drawing use.
+
+A command line (`model=alexnet batch_size=2,4 …`) is one product of axes. A figure is a union of such
+products, its arms: for each arm, settings come from the figure's `common`, the arm, the scale's
+`settings`, the figure's `scales[scale]` and the command line, the later ones replacing the earlier.
+"""
+
+import difflib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from smallbatch.config import ConfigError, Figure, Run, make_run
+from smallbatch.data import Description, describe
+
+_ABSENT = object()
+GROUPS = ("model", "data", "norm", "optimizer", "schedule", "machine")
+
+Compose = Callable[[list[str]], DictConfig]
+Axes = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run, the overrides that give it, and its data."""
+
+    run: Run
+    overrides: list[str]
+    images: Description
+
+    @property
+    def updates(self) -> int:
+        """SGD updates of the whole run, if nothing diverges."""
+        return self.run.epochs * (self.images.train_size // self.run.batch_size)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs of a command line, each once; `undefined`: (overrides, reason) of the points left out."""
+
+    points: list[Point] = field(default_factory=list)
+    undefined: list[tuple[str, str]] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
+def expand(arguments: list[str], compose: Compose) -> Grid:
+    """Expand a command line into its grid.
+
+    `compose` turns overrides without commas into the config. Raises ConfigError or Hydra's own errors
+    for what is wrong with every point, and ConfigError if no point is valid.
+    """
+    given, plain = _parse(arguments)
+    figures = [figure_config(name, compose) for name in given.pop("figure", []) if name != "null"]
+    scales = given.pop("scale", ["paper"])
+    grid = Grid(figures=figures)
+    known: set[str] = set()
+    for axes in _products(figures, scales, given, compose):
+        group_axes = {k: v for k, v in axes.items() if k in GROUPS}
+        leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
+        for groups in _combinations(group_axes):
+            cfg = compose(groups + plain)
+            for leaves in _combinations(leaf_axes):
+                _set(cfg, leaves)
+                _add(grid, known, cfg, groups + leaves + plain)
+    if not grid.points:
+        reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
+        raise ConfigError(f"no point of this grid can be trained: {reasons}")
+    return grid
+
+
+def figure_config(name: str, compose: Compose) -> Figure:
+    """The figure's config by name."""
+    figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def _parse(arguments: list[str]) -> tuple[Axes, list[str]]:
+    """Axes by key, and the overrides that are no axis (`+new=…`, `~gone`) as they are."""
+    axes: Axes = {}
+    plain = []
+    for override in OverridesParser.create().parse_overrides(arguments):
+        if override.is_add() or override.is_delete() or override.is_force_add():
+            plain.append(override.input_line or "")
+        else:
+            axes[override.get_key_element()] = _values(override)
+    return axes, plain
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        raise ConfigError(f"{override.input_line}: glob is not supported; list the values")
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def _products(figures: list[Figure], scales: list[str], given: Axes, compose: Compose) -> Iterator[Axes]:
+    if not figures:
+        yield given
+        return
+    for scale, figure in itertools.product(scales, figures):
+        if scale not in figure.scales:
+            raise ConfigError(f"figure={figure.name} has no scale={scale}; it has {', '.join(figure.scales)}")
+        settings = OmegaConf.to_container(compose([f"scale={scale}"]).scale.settings)
+        assert isinstance(settings, dict)
+        for arm in figure.arms:
+            merged = {**figure.common, **arm, **settings, **figure.scales[scale]}
+            yield {str(key): _as_axis(value) for key, value in merged.items()} | given
+
+
+def _as_axis(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [{True: "true", False: "false", None: "null"}[v] if v is None or isinstance(v, bool) else str(v) for v in values]
+
+
+def _combinations(axes: Axes) -> Iterator[list[str]]:
+    for values in itertools.product(*axes.values()):
+        yield [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+
+
+def _set(cfg: DictConfig, leaves: list[str]) -> None:
+    """Set the leaves of one point in place: every point of a product sets the same ones."""
+    for override in OverridesParser.create().parse_overrides(leaves):
+        key = override.get_key_element()
+        if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+            names = [str(name) for name in cfg] + [f"{n}.{k}" for n in cfg if OmegaConf.is_dict(cfg[n]) for k in cfg[n]]
+            close = difflib.get_close_matches(key, names, 1)
+            hint = f"; did you mean {close[0]}?" if close else "; `python src/train.py --help` lists the settings"
+            raise ConfigError(f"{override.input_line}: there is no setting {key}{hint}")
+        try:
+            OmegaConf.update(cfg, key, override.value(), merge=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{override.input_line}: {str(error).splitlines()[0]}") from None
+
+
+def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str]) -> None:
+    try:
+        run = make_run(cfg)
+    except ConfigError as error:
+        grid.undefined.append((" ".join(overrides), str(error)))
+        return
+    if run.key not in known:
+        known.add(run.key)
+        images = describe(OmegaConf.to_container(cfg.data, resolve=True))  # type: ignore[arg-type]
+        grid.points.append(Point(run, overrides, images))

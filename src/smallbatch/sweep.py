@@ -1,0 +1,241 @@
+"""Train a grid: expand, drop what is finished, launch the rest, show how it goes, sum up."""
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from smallbatch import store
+from smallbatch.config import ConfigError, format_power
+from smallbatch.grid import Compose, Grid, Point, expand
+from smallbatch.store import DamagedRun, Record
+
+Launch = Callable[[Sequence[Sequence[str]]], Any]
+
+
+def sweep(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfig) -> None:
+    """Train the missing points of a command line's grid. Exits 1 if one failed, 130 on Ctrl-C."""
+    try:
+        grid = expand(arguments, compose)
+        folders = Path(cfg.store)
+        found = {} if cfg.overwrite else _ended(grid.points, folders)
+        missing = _trainable(grid, [p for p in grid.points if p.run.key not in found], compose)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    _say_plan(grid, len(found), missing)
+    # The longest first, so that processes in parallel end together.
+    missing.sort(key=cost, reverse=True)
+    before = {p.run.key: _ended_at(folders, p) for p in missing}
+    interrupted = False
+    with Progress(missing, folders, before, len(grid.points)):
+        try:
+            _launch_all(missing, folders, before, launch)
+        except KeyboardInterrupt:
+            interrupted = True
+    _sum_up(grid, missing, folders, before)
+    if interrupted:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    failed = [p for p in missing if _status(folders, p, before) not in (*store.ENDED, "elsewhere")]
+    if failed:
+        sys.exit(1)
+
+
+def cost(point: Point) -> float:
+    """Relative price of a run: an update costs about as much as 12 images more (AlexNet, one core)."""
+    return point.updates * (point.run.batch_size + 12.0)
+
+
+def _ended(points: list[Point], folders: Path) -> dict[str, Record]:
+    """The points' sound results by key; what is damaged is reported and will be trained again."""
+    found = {}
+    for point in points:
+        try:
+            record = store.read(store.folder(folders, point.run))
+        except DamagedRun as damage:
+            print(f"damaged, will be trained again: {damage}", file=sys.stderr)
+            continue
+        if record and record.result["status"] in store.ENDED:
+            found[point.run.key] = record
+    return found
+
+
+def _trainable(grid: Grid, points: list[Point], compose: Compose) -> list[Point]:
+    """Leave out, listed, what the network refuses; one trial for all points that differ only in rates and sizes."""
+    if not points:
+        return []
+    from smallbatch.data import load
+    from smallbatch.training.module import trial
+
+    verdicts: dict[str, str] = {}
+    trainable = []
+    for point in points:
+        run = point.run
+        smallest = min(run.bn_batch_size or run.batch_size, 2)
+        kind = str((run.model, run.norm, run.data, run.optimizer, run.weight_decay > 0, smallest))
+        if kind not in verdicts:
+            try:
+                trial(run, load(point.images))
+                verdicts[kind] = ""
+            except ConfigError as error:
+                verdicts[kind] = str(error)
+        if verdicts[kind]:
+            grid.points.remove(point)
+            grid.undefined.append((" ".join(point.overrides), verdicts[kind]))
+        else:
+            trainable.append(point)
+    if not grid.points:
+        raise ConfigError(f"no point of this grid can be trained: {'; '.join(sorted(set(verdicts.values())))}")
+    return trainable
+
+
+def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
+    for overrides, reason in grid.undefined:
+        print(f"left out: {overrides}: {reason}")
+    updates = sum(p.updates for p in missing)
+    images = sum(p.updates * p.run.batch_size for p in missing)
+    left_out = f", {len(grid.undefined)} left out" if grid.undefined else ""
+    print(
+        f"{len(grid.points)} runs: {found} finished before, {len(missing)} to train "
+        f"({updates:,} updates, {images:,} images){left_out}",
+        flush=True,
+    )
+
+
+def _launch_all(missing: list[Point], folders: Path, before: dict[str, Any], launch: Launch) -> None:
+    """Launch, and again what is left when a worker process was killed, as long as that gets on."""
+    left = missing
+    while left:
+        try:
+            launch([[*point.overrides, "progress=false"] for point in left])
+            return
+        except Exception as error:  # such as joblib's TerminatedWorkerError; a point itself never raises
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            print(f"the launcher broke off: {reason}", file=sys.stderr)
+        still = [p for p in left if _status(folders, p, before) in ("missing", "elsewhere")]
+        if len(still) == len(left):
+            return
+        left = still
+
+
+def _ended_at(folders: Path, point: Point) -> int | None:
+    try:
+        return (store.folder(folders, point.run) / "result.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _status(folders: Path, point: Point, before: dict[str, Any]) -> str:
+    """The result's status, or `elsewhere` (a live process has it) or `missing`."""
+    if _ended_at(folders, point) not in (before[point.run.key], None):
+        try:
+            record = store.read(store.folder(folders, point.run))
+            if record:
+                return str(record.result["status"])
+        except DamagedRun:
+            return "missing"
+    return "elsewhere" if store.claimed(store.folder(folders, point.run)) else "missing"
+
+
+class Progress:
+    """While it is entered: watches the run folders, whoever trains them, and prints each run that ends."""
+
+    def __init__(self, points: list[Point], folders: Path, before: dict[str, Any], total: int) -> None:
+        self.waiting, self.folders, self.before, self.total = list(points), folders, before, total
+        self.counts: Counter[str] = Counter(finished=total - len(points))
+        self.price = sum(map(cost, points))
+        self.paid = 0.0
+        self.start = time.monotonic()
+        self.stop = threading.Event()
+        self.live = sys.stdout.isatty()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop.set()
+        self.thread.join()
+        self._look()
+        if self.live:
+            print("\r\033[K", end="")
+
+    def _watch(self) -> None:
+        while not self.stop.wait(1.0):
+            self._look()
+
+    def _look(self) -> None:
+        running = 0
+        for point in list(self.waiting):
+            status = _status(self.folders, point, self.before)
+            if status in (*store.ENDED, "failed"):
+                self.waiting.remove(point)
+                self.counts[status] += 1
+                self.paid += cost(point)
+                self._print_end(point)
+            elif status == "elsewhere":
+                running += 1
+        if self.live and self.waiting:
+            print(f"\r\033[K{self._line(running)}", end="", flush=True)
+
+    def _print_end(self, point: Point) -> None:
+        record = store.read(store.folder(self.folders, point.run))
+        if record:
+            done = self.total - len(self.waiting)
+            erase = "\r\033[K" if self.live else ""
+            text = store.summary(record, self.folders)
+            print(f"{erase}{done:>{len(str(self.total))}}/{self.total} {text}{self._left()}", flush=True)
+
+    def _line(self, running: int) -> str:
+        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items() if n)
+        return f"{self.total - len(self.waiting)}/{self.total} done ({counts}), {running} running{self._left()}"
+
+    def _left(self) -> str:
+        """Time left, from what the runs so far cost against their price."""
+        if not self.paid or not self.waiting:
+            return ""
+        seconds = (time.monotonic() - self.start) * (self.price - self.paid) / self.paid
+        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+
+
+def _sum_up(grid: Grid, missing: list[Point], folders: Path, before: dict[str, Any]) -> None:
+    """The scores as a table, then every point that has none, and why."""
+    trained = {p.run.key for p in missing}
+    counts: Counter[str] = Counter()
+    scores: dict[tuple[float, int], list[float]] = {}
+    problems = []
+    for point in grid.points:
+        path = store.folder(folders, point.run)
+        status = _status(folders, point, before) if point.run.key in trained else "finished before"
+        counts[status] += 1
+        if status in (*store.ENDED, "finished before"):
+            record = store.read(path)
+            if record:
+                scores.setdefault((point.run.base_lr, point.run.batch_size), []).append(record.result["score"])
+        elif status == "failed":
+            record = store.read(path)
+            problems.append(f"failed: {point.run.label}: {record.result['error'] if record else '?'} ({path})")
+        elif status == "elsewhere":
+            problems.append(f"in training by another process: {point.run.label}")
+        else:
+            problems.append(f"not trained: {point.run.label}")
+    _print_scores(scores)
+    print(", ".join(f"{n} {status}" for status, n in counts.items()))
+    for line in problems:
+        print(line, file=sys.stderr)
+
+
+def _print_scores(scores: dict[tuple[float, int], list[float]]) -> None:
+    if len(scores) < 2:
+        return
+    sizes = sorted({m for _, m in scores})
+    print("\nscore (mean over other axes)")
+    print(f"{'η̃':>7} " + " ".join(f"{f'm={m}':>7}" for m in sizes))
+    for rate in sorted({rate for rate, _ in scores}, reverse=True):
+        cells = [scores.get((rate, m)) for m in sizes]
+        print(f"{format_power(rate):>6} " + " ".join(f"{sum(c) / len(c):7.4f}" if c else " " * 7 for c in cells))

@@ -1,0 +1,172 @@
+"""The Lightning module: blocks in, one plain SGD step a mini-batch."""
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from smallbatch.config import ConfigError, Run
+from smallbatch.data.arrays import Images
+from smallbatch.data.blocks import TestBlocks, TrainBlocks
+from smallbatch.models import accepted, build, check_call, locate
+from smallbatch.training.schedule import factor
+
+Row = dict[str, float]
+
+
+def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
+    """The run's optimizer; weight decay on all parameters; fused where the class can.
+
+    The class is called as (parameters, lr=…, its settings, and weight_decay and fused if it takes them).
+    """
+    target = locate(run.optimizer["_target_"], "optimizer")
+    settings = {k: v for k, v in run.optimizer.items() if k not in ("_target_", "name")}
+    offered = accepted(target, {"weight_decay": run.weight_decay, "fused": True})
+    if run.weight_decay and "weight_decay" not in {**offered, **settings}:
+        raise ConfigError(f"{run.optimizer['_target_']} takes no weight_decay; set weight_decay=0")
+    arguments = {**offered, "lr": run.base_lr * run.batch_size, **settings}
+    check_call(target, arguments, "optimizer", parameters)
+    try:
+        return target(parameters, **arguments)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optimizer: {run.optimizer['_target_']}: {error}") from None
+
+
+class SmallBatch(pl.LightningModule):
+    """Trains one run's network. `rows` has one entry per finished epoch and travels in the checkpoint.
+
+    The learning rate of an update is base_lr × batch_size × schedule, on the mean gradient of the
+    batch: θ ← θ − η̃ Σ ∇L_i (paper, eq. 2).
+    """
+
+    def __init__(self, run: Run, images: Images) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.run, self.images = run, images
+        self.network = build(run, images.channels, images.classes)
+        self.updates = 0
+        self.updates_per_epoch = len(images.train) // run.batch_size
+        self.total_updates = run.epochs * self.updates_per_epoch
+        self.diverged = False
+        self.rows: list[Row] = []
+        self.first_update_at: float | None = None
+        self.metrics = MetricCollection(
+            {"accuracy": MulticlassAccuracy(images.classes, average="micro"), "loss": MeanMetric()}
+        )
+        self.metrics.requires_grad_(False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.run, self.network.parameters())
+
+    def train_dataloader(self) -> TrainBlocks:
+        run = self.run
+        return TrainBlocks(self.images, run.batch_size, run.data["augment"], run.seed, self.current_epoch)
+
+    def val_dataloader(self) -> TestBlocks:
+        return TestBlocks(self.images)
+
+    def on_train_epoch_start(self) -> None:
+        # Built-in networks draw nothing; a user's dropout must not depend on what ran before.
+        torch.manual_seed(self.run.seed * 1_000_003 + self.current_epoch)
+        self.train_start, self.eval_start = time.perf_counter(), math.nan
+        self.loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
+        self.hits = torch.zeros((), device=self.device, dtype=torch.int64)
+
+    def on_train_batch_start(self, block: Any, index: int) -> int | None:
+        return -1 if self.diverged else None  # -1 ends Lightning's epoch
+
+    def training_step(self, block: tuple[Tensor, Tensor], index: int) -> None:
+        """Step through a block's mini-batches; ask once, at its end, whether the loss is still finite."""
+        images, labels = block
+        m, schedule, total = self.run.batch_size, self.run.schedule, self.total_updates
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        rate = self.run.base_lr * m
+        losses, outputs = [], []
+        for x, y in zip(images.split(m), labels.split(m), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor(schedule, self.updates, total)
+            logits = self.network(x)
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.updates += 1
+            losses.append(loss.detach())
+            outputs.append(logits.detach())
+        if self.first_update_at is None:
+            self.first_update_at = time.time()
+        block_loss = torch.stack(losses).double().sum() * m
+        self.loss_sum += block_loss
+        self.hits += (torch.cat(outputs).argmax(1) == labels).sum()
+        self.diverged = not math.isfinite(block_loss.item())
+
+    def on_validation_epoch_start(self) -> None:
+        self.eval_start = time.perf_counter()
+
+    def validation_step(self, block: tuple[Tensor, Tensor], index: int) -> None:
+        if self.diverged:
+            return
+        images, labels = block
+        logits = self.network(images)
+        self.metrics["accuracy"].update(logits, labels)
+        self.metrics["loss"].update(F.cross_entropy(logits, labels, reduction="none"))
+
+    def on_train_epoch_end(self) -> None:
+        """Close the epoch's row. A diverged epoch has chance accuracy and no finite loss."""
+        end = time.perf_counter()
+        trained = end if math.isnan(self.eval_start) else self.eval_start  # a diverged epoch is not evaluated
+        seen = (self.updates - self.current_epoch * self.updates_per_epoch) * self.run.batch_size
+        test = {"accuracy": 1 / self.images.classes, "loss": math.nan}
+        if not self.diverged:
+            test = {name: metric.compute().item() for name, metric in self.metrics.items()}
+            # torchmetrics divides in float32: back to the exact share of images.
+            test["accuracy"] = round(test["accuracy"] * len(self.images.test)) / len(self.images.test)
+        self.metrics.reset()
+        self.rows.append(
+            {
+                "epoch": self.current_epoch + 1,
+                "train_loss": math.nan if self.diverged else (self.loss_sum / seen).item(),
+                "train_accuracy": self.hits.item() / seen,
+                "test_loss": test["loss"],
+                "test_accuracy": test["accuracy"],
+                "learning_rate": self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],  # type: ignore[union-attr]
+                "updates": self.updates,
+                "images": self.updates * self.run.batch_size,
+                "train_seconds": trained - self.train_start,
+                "eval_seconds": end - trained,
+            }
+        )
+        if self.diverged:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["smallbatch"] = {"rows": self.rows, "updates": self.updates, "key": self.run.key}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["smallbatch"]
+        if state["key"] != self.run.key:
+            raise ValueError(f"the checkpoint is of run {state['key']}")
+        self.rows, self.updates = list(state["rows"]), state["updates"]
+
+
+def trial(run: Run, images: Images) -> None:
+    """A forward pass of one or two images, to learn early what the network refuses. Raises ConfigError."""
+    shape = images.train.images.shape[1:]
+    m = min(run.bn_batch_size or run.batch_size, 2)
+    network = build(replace(run, batch_size=m, bn_batch_size=None), images.channels, images.classes)
+    where = f"model={run.model['name']} data={run.data['name']}"
+    try:
+        logits = network(torch.zeros(m, shape[2], shape[0], shape[1]))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{where}: the network cannot take images of {shape[0]}×{shape[1]}: {reason}") from None
+    if logits.shape != (m, images.classes):
+        raise ConfigError(f"{where}: the network gives {tuple(logits.shape)} instead of ({m}, {images.classes})")
+    make_optimizer(run, network.parameters())

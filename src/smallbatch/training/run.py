@@ -1,0 +1,212 @@
+"""From a run to a finished run folder: claim, resume, train, record."""
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Checkpoint
+
+from smallbatch import store
+from smallbatch.config import Run
+from smallbatch.data import Images, describe, load
+from smallbatch.files import replacing
+from smallbatch.store import Claim, DamagedRun, Record
+from smallbatch.training.module import SmallBatch, trial
+from smallbatch.training.score import score
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+CHECKPOINT = "checkpoint.ckpt"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's record, and whether it was there already."""
+
+    record: Record
+    skipped: bool
+
+
+def train(run: Run, cfg: DictConfig, say: Callable[[str], None]) -> Outcome:
+    """Make sure that the run is in the store: skip it if it ended, resume it if it was cut off.
+
+    `say` gets one-line notices. A training error is a record with status `failed`. Raises ConfigError
+    before anything is written, Busy if another process has the run, KeyboardInterrupt on Ctrl-C.
+    """
+    path = store.folder(Path(cfg.store), run)
+    known = None if cfg.overwrite else _known(path, say)
+    if known:
+        return Outcome(known, skipped=True)
+    images = load(describe(OmegaConf.to_container(cfg.data, resolve=True)))  # type: ignore[arg-type]
+    trial(run, images)
+    with Claim(path) as claim:
+        known = None if cfg.overwrite else _known(path, say)  # it may have ended while we claimed
+        if known:
+            return Outcome(known, skipped=True)
+        store.clear(path, ".*")  # what a killed process left half-written
+        if cfg.overwrite or _is_damaged(path):
+            store.clear(path)
+        return Outcome(_train_claimed(run, images, path, claim, cfg, say), skipped=False)
+
+
+def _known(path: Path, say: Callable[[str], None]) -> Record | None:
+    try:
+        record = store.read(path)
+    except DamagedRun as damage:
+        say(f"damaged, training it again: {damage}")
+        return None
+    return record if record and record.result["status"] in store.ENDED else None
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        store.read(path)
+    except DamagedRun:
+        return True
+    return False
+
+
+def _train_claimed(
+    run: Run, images: Images, path: Path, claim: Claim, cfg: DictConfig, say: Callable[[str], None]
+) -> Record:
+    store.write_config(path, run)
+    checkpoint = _usable_checkpoint(path / CHECKPOINT, run, say)
+    # Not taken over from the last attempt: `failed` says how this one ended.
+    (path / "result.json").unlink(missing_ok=True)
+    (path / "traceback.txt").unlink(missing_ok=True)
+    module, error = None, None
+    try:
+        module = SmallBatch(run, images)
+        _fit(module, path, claim, checkpoint, cfg)
+    except store.Busy:
+        raise
+    except Exception as caught:
+        error = f"{type(caught).__name__}: {caught}".splitlines()[0]
+        (path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    rows = module.rows if module else []
+    result = _result(run, images, rows, "diverged" if module and module.diverged else "finished", cfg)
+    if error:
+        result |= {"status": "failed", "score": None, "error": error}
+    store.write_result(path, run, rows, result)
+    if not error:
+        (path / CHECKPOINT).unlink(missing_ok=True)
+    return Record(run, rows, result)
+
+
+class KeepRun(Checkpoint):
+    """After every epoch but the last: check that the run is still ours, save it, write the rows.
+
+    A Lightning `Checkpoint`, since those come after the module's own end of the epoch.
+    """
+
+    def __init__(self, path: Path, claim: Claim) -> None:
+        self.path, self.claim = path, claim
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, SmallBatch)
+        if not self.claim.is_held():
+            raise store.Busy(f"{self.path}: another process took the run over while this one was asleep")
+        if len(module.rows) < module.run.epochs and not module.diverged:
+            with replacing(self.path / CHECKPOINT) as temporary:
+                trainer.save_checkpoint(temporary)
+            store.write_rows(self.path, module.rows)
+
+
+def _fit(module: SmallBatch, path: Path, claim: Claim, checkpoint: Path | None, cfg: DictConfig) -> None:
+    torch.set_num_threads(cfg.machine.threads)
+    torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times
+    module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with warnings.catch_warnings():
+        # Lightning's advice on DataLoader workers and on saving does not apply to blocks from memory.
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        trainer = pl.Trainer(
+            max_epochs=module.run.epochs,
+            accelerator=cfg.machine.accelerator,
+            devices=1,
+            precision=module.run.precision,  # type: ignore[arg-type]
+            logger=False,
+            callbacks=[KeepRun(path, claim)],
+            enable_progress_bar=cfg.progress and sys.stdout.isatty(),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            # On the CPU one thread is deterministic already, and the switch makes every new tensor be filled.
+            deterministic="warn" if torch.cuda.is_available() else None,
+        )
+        try:
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C, after its clean-up
+            raise KeyboardInterrupt from None
+
+
+def _usable_checkpoint(path: Path, run: Run, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint if it can be read whole and is this run's; a broken one is reported and not used."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["smallbatch"]["key"] == run.key:
+            return path
+        say(f"{path}: is of another run; starting from the first epoch")
+    except Exception as error:  # torch raises many kinds for a damaged file
+        say(f"{path}: cannot be read ({type(error).__name__}); starting from the first epoch")
+    path.unlink()
+    return None
+
+
+def _result(run: Run, images: Images, rows: list[store.Row], status: str, cfg: DictConfig) -> dict[str, Any]:
+    chance = 1 / images.classes
+    return {
+        "status": status,
+        "score": score([row["test_accuracy"] for row in rows], run.epochs, chance),
+        "chance": chance,
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "seconds": sum(row["train_seconds"] + row["eval_seconds"] for row in rows),
+        "ended": store.timestamp(),
+        "threads": cfg.machine.threads,
+        **_provenance(),
+    }
+
+
+@lru_cache(maxsize=1)
+def _provenance() -> dict[str, Any]:
+    """Versions, commit and machine."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "numpy")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "commit": _commit(),
+        "machine": {"host": platform.node(), "device": device, "cores": os.cpu_count(), "system": platform.platform()},
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this code, `+changes` behind it if files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

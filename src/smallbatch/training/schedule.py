@@ -1,0 +1,23 @@
+"""The learning rate's factor against progress, counted in updates (paper, section 5)."""
+
+import math
+from typing import Any
+
+
+def factor(schedule: dict[str, Any], update: int, total: int) -> float:
+    """Factor on the learning rate for update `update` (from 0) of `total`.
+
+    steps: ×drop_factor from each share in `drops` on; cosine: to 0; constant: 1. With warm-up the
+    factor rises linearly from `warmup_start` to 1 over the first share `warmup` (figs 10, 11), then
+    the usual schedule goes on where it would have been without.
+    """
+    done = update / total
+    if done < schedule["warmup"]:
+        start: float = schedule["warmup_start"]
+        return start + (1 - start) * done / schedule["warmup"]
+    if schedule["kind"] == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    if schedule["kind"] == "steps":
+        # Multiplied out, so that a drop at half of an odd number of updates falls behind it.
+        return math.prod(schedule["drop_factor"] for drop in schedule["drops"] if update >= drop * total)
+    return 1.0

@@ -1,0 +1,42 @@
+"""Train one run, or a grid of runs with -m. See README.md, or `python src/train.py --help`."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from smallbatch import store
+from smallbatch.config import ConfigError, make_run, register
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """One run, alone or as a point of a grid; a point only leaves its record."""
+    alone = cfg.progress
+    try:
+        if cfg.figure:
+            raise ConfigError(f"figure={cfg.figure.name} is a grid: python src/train.py -m figure={cfg.figure.name}")
+        run = make_run(cfg)
+        from smallbatch import training  # heavy, and of no use to a wrong config
+
+        outcome = training.train(run, cfg, say=lambda line: print(line, file=sys.stderr))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        if not alone:
+            raise
+        sys.exit("interrupted: the same command goes on after the last whole epoch")
+    except store.Busy as busy:
+        if alone:
+            sys.exit(f"error: {busy}")
+        return
+    if alone:
+        print(store.summary(outcome.record, Path(cfg.store), outcome.skipped))
+        sys.exit(1 if outcome.record.result["status"] == "failed" else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -117,7 +117,8 @@ def _products(figures: list[Figure], scales: list[str], given: Axes, compose: Co
 
 def _as_axis(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [{True: "true", False: "false", None: "null"}[v] if v is None or isinstance(v, bool) else str(v) for v in values]
+    words = {"True": "true", "False": "false", "None": "null"}
+    return [words.get(str(v), str(v)) for v in values]
 
 
 def _combinations(axes: Axes) -> Iterator[list[str]]:
@@ -130,7 +131,8 @@ def _set(cfg: DictConfig, leaves: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(leaves):
         key = override.get_key_element()
         if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
-            names = [str(name) for name in cfg] + [f"{n}.{k}" for n in cfg if OmegaConf.is_dict(cfg[n]) for k in cfg[n]]
+            top = [str(name) for name in cfg]
+            names = top + [f"{name}.{k}" for name in top if OmegaConf.is_dict(cfg[name]) for k in cfg[name]]
             close = difflib.get_close_matches(key, names, 1)
             hint = f"; did you mean {close[0]}?" if close else "; `python src/train.py --help` lists the settings"
             raise ConfigError(f"{override.input_line}: there is no setting {key}{hint}")

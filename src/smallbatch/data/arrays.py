@@ -136,13 +136,14 @@ def _unpacked(source: str) -> tuple[Path, dict[str, Any]]:
     path = _call(arguments)
     root = Path(arguments["root"]) / "unpacked"
     stat = path.stat()
-    stamp = {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    note = root / f"{path.stem}-{hashlib.sha256(stamp['path'].encode()).hexdigest()[:8]}.json"
+    place = str(path.resolve())
+    stamp = {"path": place, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    note = root / f"{path.stem}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.json"
     known = _read_note(note, stamp)
     if known and all((root / known["fingerprint"] / f"{name}.npy").exists() for name in _ARRAYS):
         return root / known["fingerprint"], known
     arrays, classes = _read_npz(path)
-    fingerprint = _fingerprint(arrays)
+    fingerprint = _sort_and_fingerprint(arrays)
     _unpack(arrays, root, fingerprint)
     meta = {
         "fingerprint": fingerprint,
@@ -213,13 +214,20 @@ def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray)
         raise ConfigError(f"{path}: {split}_labels has the negative label {labels.min()}")
 
 
-def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
-    """Sixteen hex digits over names, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in _ARRAYS:
-        digest.update(f"{name} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()[:16]
+def _sort_and_fingerprint(arrays: dict[str, np.ndarray]) -> str:
+    """Put each split in the order of its images' hashes, in place; sixteen hex digits over the hashes.
+
+    So copies of a data set that differ in order only are one data set: same key, subset and result.
+    """
+    whole = hashlib.sha256()
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        pairs = zip(images, labels, strict=True)
+        digests = np.array([hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest() for image, label in pairs])
+        order = np.argsort(digests, kind="stable")
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[order], labels[order]
+        whole.update(f"{split} {images.shape} {' '.join(digests[order])}".encode())
+    return whole.hexdigest()[:16]
 
 
 def _unpack(arrays: dict[str, np.ndarray], root: Path, fingerprint: str) -> None:

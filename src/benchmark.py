@@ -73,7 +73,9 @@ def parallel(data: Path, rounds: int) -> None:
     for _ in range(max(1, rounds // 2)):
         alone = _children(data, 1)
         ratios.append(_children(data, 2) / alone)
-    print(f"Two parallel runs / one, AlexNet, m = 2: {median(ratios):.2f} (n = {len(ratios)}, from {min(ratios):.2f})\n")
+    print(
+        f"Two runs side by side / one, AlexNet, m = 2: {median(ratios):.2f}, n = {len(ratios)}, min {min(ratios):.2f}\n"
+    )
 
 
 def start(data: Path, rounds: int) -> None:
@@ -84,7 +86,7 @@ def start(data: Path, rounds: int) -> None:
             began = time.perf_counter()
             _train(data, temporary, "batch_size=10", "data.train_size=10", "data.test_size=10", f"seed={seed}")
             seconds.append(time.perf_counter() - began)
-    print(f"Start to end of a run of one update: {median(seconds):.1f} s (n = {len(seconds)}, up to {max(seconds):.1f})\n")
+    print(f"Start to end of a run of one update: {median(seconds):.1f} s, n = {len(seconds)}, max {max(seconds):.1f}\n")
 
 
 def memory(data: Path, rounds: int) -> None:
@@ -94,7 +96,7 @@ def memory(data: Path, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         _train(data, temporary, "batch_size=128", "data.augment=true")
     whole = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(f"Peak memory of a run on 50,000 images, m = 128: {whole / 2**20:.2f} GiB; imports alone {imports / 2**20:.2f}\n")
+    print(f"Peak memory, 50,000 images, m = 128: {whole / 2**20:.2f} GiB, of it imports {imports / 2**20:.2f}\n")
 
 
 def _train(data: Path, store: str, *overrides: str) -> None:
@@ -135,16 +137,10 @@ def _hand_rate(data: Path, model: str, m: int, images: int) -> float:
 
     cfg, run = _config(data, model, m, images, 2)
     arrays = load(describe(OmegaConf.to_container(cfg.data)))  # type: ignore[arg-type]
-    batches = [
-        pair
-        for x, y in TrainBlocks(arrays, m, True, 0, 0)
-        for pair in zip(x.split(m), y.split(m), strict=True)
-    ]
+    batches = [pair for x, y in TrainBlocks(arrays, m, True, 0, 0) for pair in zip(x.split(m), y.split(m), strict=True)]
     network = build(run, arrays.channels, arrays.classes)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=run.base_lr * m, weight_decay=run.weight_decay, fused=True
-    )
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=run.base_lr * m, weight_decay=run.weight_decay, fused=True)
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
@@ -163,20 +159,22 @@ def _config(data: Path, model: str, m: int, images: int, epochs: int):  # type: 
 
     norm = "none" if model == "alexnet" else "batch"
     cfg = compose(
-        [f"model={model}", f"norm={norm}", "data=arrays", f"data.path={data}", f"data.root={data.parent}"]
-        + ["data.augment=true", f"data.train_size={images}", "data.test_size=512", f"batch_size={m}"]
-        + [f"base_lr={SMALL_RATE}", f"epochs={epochs}", "progress=false", "machine.accelerator=cpu"]
+        [
+            *(f"model={model}", f"norm={norm}", "data=arrays", f"data.path={data}", f"data.root={data.parent}"),
+            *("data.augment=true", f"data.train_size={images}", "data.test_size=512", f"batch_size={m}"),
+            *(f"base_lr={SMALL_RATE}", f"epochs={epochs}", "progress=false", "machine.accelerator=cpu"),
+        ]
     )
     return cfg, make_run(cfg)
 
 
 def _random_images(folder: Path) -> Path:
     random = np.random.RandomState(0)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for split, count in (("train", 50_000), ("test", 10_000)):
         arrays[f"{split}_images"] = random.randint(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(count) % 10
-    np.savez(folder / "random.npz", **arrays)
+    np.savez(folder / "random.npz", allow_pickle=False, **arrays)
     return folder / "random.npz"
 
 

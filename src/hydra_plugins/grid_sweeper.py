@@ -13,15 +13,17 @@ class GridSweeper(Sweeper):
     """Hands a command line to `smallbatch.sweep`, with Hydra's way to compose and the chosen launcher."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config, self.context = config, hydra_context
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+        self.cfg, self.context = config, hydra_context
+        self.launch = (
+            Plugins.instance()
+            .instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+            .launch
         )
 
     def sweep(self, arguments: list[str]) -> Any:
         from smallbatch.sweep import sweep
 
-        name = self.config.hydra.job.config_name
+        name = self.cfg.hydra.job.config_name
 
         def compose(overrides: list[str]) -> DictConfig:
             cfg = self.context.config_loader.load_configuration(name, overrides, RunMode.RUN)
@@ -29,7 +31,7 @@ class GridSweeper(Sweeper):
                 del cfg["hydra"]
             return cfg
 
-        sweep(arguments, compose, lambda jobs: self.launcher.launch(jobs, 0), self.config)
+        sweep(arguments, compose, lambda jobs: self.launch(jobs, 0), self.cfg)
 
 
 ConfigStore.instance().store(

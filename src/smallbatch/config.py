@@ -31,12 +31,16 @@ Precision = Enum("Precision", {"32-true": "32-true", "64-true": "64-true", "bf16
 
 @dataclass
 class AlexNet:
+    """The reduced AlexNet: nothing to set."""
+
     _target_: str = "smallbatch.models.alexnet.AlexNet"
     name: str = "alexnet"
 
 
 @dataclass
 class ResNet:
+    """A CIFAR ResNet of 6n + 2 layers."""
+
     _target_: str = "smallbatch.models.resnet.ResNet"
     name: str = MISSING
     depth: int = MISSING
@@ -67,11 +71,15 @@ class Data:
 
 @dataclass
 class ArraysData(Data):
+    """Your own .npz."""
+
     path: str = MISSING
 
 
 @dataclass
 class SGD:
+    """Plain SGD, the paper's; with `momentum` a control."""
+
     _target_: str = "torch.optim.SGD"
     name: str = "sgd"
     momentum: float = 0.0
@@ -80,6 +88,8 @@ class SGD:
 
 @dataclass
 class AdamW:
+    """AdamW, whose weight decay is decoupled."""
+
     _target_: str = "torch.optim.AdamW"
     name: str = "adamw"
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -118,6 +128,8 @@ class Figure:
 
 @dataclass
 class Scale:
+    """A size to run figures at: `settings` go over those of the figure."""
+
     name: str = "paper"
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -206,7 +218,7 @@ class Run:
     @property
     def key(self) -> str:
         """Sixteen hex digits of the SHA-256 of what differs from the defaults."""
-        text = json.dumps(_identity(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(identity(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -215,9 +227,7 @@ class Run:
         norm = "" if self.norm["kind"] == "none" else f" {self.norm['kind']}-norm"
         ghost = f" b={self.bn_batch_size}" if self.bn_batch_size else ""
         rate = format_power(self.base_lr)
-        return (
-            f"{self.model['name']} {self.data['name']}{norm} m={self.batch_size}{ghost} η̃={rate} s={self.seed}"
-        )
+        return f"{self.model['name']} {self.data['name']}{norm} m={self.batch_size}{ghost} η̃={rate} s={self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as stored in a run folder."""
@@ -241,7 +251,7 @@ def _without_defaults(node: dict[str, Any], schema: Any) -> dict[str, Any]:
     return {k: v for k, v in node.items() if k == "_target_" or (k != "name" and (k not in plain or plain[k] != v))}
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def identity(run: Run) -> dict[str, Any]:
     """What the key hashes: the run, less everything at its default."""
     groups = {
         "model": _without_defaults(run.model, _SCHEMAS.get(run.model["_target_"])),

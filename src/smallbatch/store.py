@@ -11,10 +11,12 @@ import json
 import math
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -90,6 +92,17 @@ def read(path: Path) -> Record | None:
     return Record(run, rows, result)
 
 
+def ended(store: Path) -> dict[str, Record]:
+    """The sound runs that count as done, by key; damaged folders are named on stderr."""
+    records = {}
+    for _, record in read_all(store):
+        if isinstance(record, DamagedRun):
+            print(f"damaged, left out: {record}", file=sys.stderr)
+        elif record and record.result["status"] in ENDED:
+            records[record.run.key] = record
+    return records
+
+
 def is_done(path: Path) -> bool:
     """Whether the folder holds a sound result that counts as done."""
     try:
@@ -115,7 +128,8 @@ def export(records: list[Record]) -> str:
     """One JSON line a run, in the order of their keys: config, result and epoch rows by column."""
     lines = []
     for record in sorted(records, key=lambda r: r.run.key):
-        columns = {name: [_json_float(row[name]) for row in record.rows] for name in record.rows[0]} if record.rows else {}
+        names = record.rows[0] if record.rows else ()
+        columns = {name: [_json_float(row[name]) for row in record.rows] for name in names}
         entry = {"key": record.run.key, "config": record.run.to_dict(), "result": record.result, "epochs": columns}
         lines.append(json.dumps(entry, ensure_ascii=False, allow_nan=False))
     return "".join(line + "\n" for line in lines)
@@ -210,10 +224,8 @@ class Claim:
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            try:
+            with suppress(OSError):  # taken over, or the disk is away for a moment: is_held() tells
                 os.utime(self._file(self.number))
-            except OSError:
-                pass  # taken over, or the disk is away for a moment: is_held() tells
 
 
 def claimed(path: Path) -> bool:

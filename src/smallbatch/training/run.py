@@ -128,7 +128,7 @@ class KeepRun(Checkpoint):
 def _fit(module: SmallBatch, path: Path, claim: Claim, checkpoint: Path | None, cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.machine.threads)
     torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times
-    module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.network.to(memory_format=torch.channels_last)
     with warnings.catch_warnings():
         # Lightning's advice on DataLoader workers and on saving does not apply to blocks from memory.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -195,6 +195,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

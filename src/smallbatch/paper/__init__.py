@@ -1,0 +1,1 @@
+"""What the paper shows: its figures, drawn from the run table."""

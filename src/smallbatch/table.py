@@ -1,0 +1,107 @@
+"""Run records as one pandas table, and the choice of rows from it."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from smallbatch.config import ConfigError, Run, format_power, identity, parse_power
+from smallbatch.store import Record
+
+VARIED = ("batch_size", "base_lr", "bn_batch_size", "seed")  # what a sweep varies within one setting
+
+
+def table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a run, ordered by setting, batch_size, base_lr and seed; nested settings flattened as `norm.layers`.
+
+    `setting` names everything but what sweeps vary: rows that share it belong in one figure.
+    """
+    rows = [_row(record) for record in records]
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    return frame.sort_values(["setting", "batch_size", "base_lr", "seed"], ignore_index=True)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    run, result = record.run, record.result
+    row: dict[str, Any] = {"key": run.key, "setting": setting(run)}
+    for group, values in run.to_dict().items():
+        if isinstance(values, dict):
+            row[group] = values.get("name", values.get("kind"))
+            row |= {f"{group}.{name}": str(v) if isinstance(v, list) else v for name, v in values.items()}
+        else:
+            row[group] = values
+    row["bn_batch_size"] = run.bn_batch_size or run.batch_size
+    row["updates"] = record.rows[-1]["updates"] if record.rows else 0
+    row["train_accuracy"] = record.rows[-1]["train_accuracy"] if record.rows else float("nan")
+    return row | {
+        name: result[name] for name in ("status", "score", "chance", "train_images", "test_images", "seconds")
+    }
+
+
+def setting(run: Run) -> str:
+    """Eight hex digits over what a run has beside what sweeps vary."""
+    rest = {k: v for k, v in identity(run).items() if k not in VARIED}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def parse_choice(words: list[str]) -> dict[str, list[str]]:
+    """`column=value[,value…]` words as a choice of rows. Raises ConfigError."""
+    wanted = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word}: write column=value")
+        wanted[name] = values.split(",")
+    return wanted
+
+
+def select(frame: pd.DataFrame, wanted: dict[str, list[str]]) -> pd.DataFrame:
+    """The rows that match every `column: values`, values as typed. Raises ConfigError for an unknown column."""
+    for name, values in wanted.items():
+        if name not in frame.columns:
+            raise ConfigError(f"{name}: runs have no such column; they have {', '.join(sorted(frame.columns))}")
+        if name == "base_lr":
+            keep = frame[name].isin([parse_power(v) for v in values])
+        else:
+            keep = frame[name].map(_text).isin(values)
+        frame = frame[keep]
+    return frame
+
+
+def _text(value: Any) -> str:
+    """As it would be typed: `true`, `null`, `12`; a whole column that pandas made float loses its `.0`."""
+    if pd.isna(value):  # pandas turns None into NaN
+        return "null"
+    return (
+        str(value).lower()
+        if isinstance(value, bool | np.bool_)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def differences(frame: pd.DataFrame) -> str:
+    """What tells the settings in a table apart, as `epochs=3,12 model=alexnet,resnet8`."""
+    skip = {"key", "setting", "status", "score", "updates", "seconds", "train_accuracy", *VARIED}
+    parts = []
+    for name in frame.columns:
+        values = frame[name].map(_text).unique()
+        if name not in skip and len(values) > 1:
+            parts.append(f"{name}={','.join(sorted(values))}")
+    return " ".join(parts)
+
+
+def listing(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns a person looks for first, with powers as powers."""
+    if frame.empty:
+        return frame
+    columns = ["key", "model", "data", "norm", "batch_size", "bn_batch_size", "base_lr", "epochs", "seed"]
+    short = frame[[*columns, "status", "score", "seconds"]].copy()
+    short["base_lr"] = short["base_lr"].map(format_power)
+    return short

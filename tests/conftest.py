@@ -1,0 +1,43 @@
+"""Shared by the tests: hypothesis without deadlines, small .npz files, one data root a session."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny tensors on busy cores are 5 times slower with 2
+
+settings.register_profile("smallbatch", deadline=None)
+settings.load_profile("smallbatch")
+
+
+def tiny_arrays(train: int = 20, test: int = 10, side: int = 4, channels: int = 3, classes: int = 4) -> dict:
+    random = np.random.RandomState(0)
+    return {
+        "train_images": random.randint(0, 256, (train, side, side, channels), dtype=np.uint8),
+        "train_labels": np.arange(train) % classes,
+        "test_images": random.randint(0, 256, (test, side, side, channels), dtype=np.uint8),
+        "test_labels": np.arange(test) % classes,
+    }
+
+
+@pytest.fixture
+def write_npz(tmp_path):
+    """Write a small valid data set as an .npz; keywords replace an array, or drop it where None."""
+
+    def write(name="tiny.npz", save=np.savez, **changes):
+        arrays = {k: v for k, v in {**tiny_arrays(), **changes}.items() if v is not None}
+        path = tmp_path / name
+        save(path, **arrays)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """A data root with the digits and, as cifar10.npz, 10,240 + 5,000 images of one pixel."""
+    path = tmp_path_factory.mktemp("data")
+    np.savez(path / "cifar10.npz", **tiny_arrays(10240, 5000, side=1, classes=10))
+    return path

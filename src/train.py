@@ -19,6 +19,8 @@ def main(cfg: DictConfig) -> None:
     try:
         if cfg.figure:
             raise ConfigError(f"figure={cfg.figure.name} is a grid: python src/train.py -m figure={cfg.figure.name}")
+        if cfg.scale.name != "paper":
+            raise ConfigError(f"scale={cfg.scale.name} belongs to figures: python src/train.py -m figure=… scale=…")
         run = make_run(cfg)
         from smallbatch import training  # heavy, and of no use to a wrong config
 

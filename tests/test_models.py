@@ -134,7 +134,7 @@ def test_building_draws_nothing_from_the_global_generator():
 def test_a_network_without_norm_argument_is_refused_only_where_a_norm_is_asked_for():
     linear = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3, "name": "linear"}
     assert build(run(linear), 3, 10).out_features == 3
-    with pytest.raises(ConfigError, match="norm=batch.*norm=none"):
+    with pytest.raises(ConfigError, match=r"norm=batch.*norm=none"):
         build(run(linear, "batch"), 3, 10)
 
 

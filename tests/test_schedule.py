@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -62,7 +63,7 @@ def test_cosine_falls_from_one_through_a_half_to_zero():
     assert factors[500] == pytest.approx(0.5, rel=1e-15)
     assert 0 < factors[-1] < 1e-5
     assert factor(cosine, 1000, 1000) == 0
-    assert all(a > b for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a > b for a, b in pairwise(factors))
     assert factors[250] == pytest.approx((1 + math.sqrt(0.5)) / 2, rel=1e-15)
 
 

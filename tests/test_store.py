@@ -70,7 +70,8 @@ def test_only_finished_and_diverged_count_as_done(tmp_path, status):
 
 def test_a_folder_without_a_result_has_not_ended(tmp_path):
     store.write_config(tmp_path, make())
-    assert store.read(tmp_path) is None and not store.is_done(tmp_path)
+    assert store.read(tmp_path) is None
+    assert not store.is_done(tmp_path)
 
 
 @pytest.mark.parametrize("loss", [0.1 + 0.2, math.nan, math.inf])
@@ -84,7 +85,8 @@ def test_an_exported_run_added_to_another_store_is_the_same_and_done(tmp_path, l
     for path in paths:
         copy = tmp_path / "there" / path.name
         assert exact(store.read(copy)) == exact(store.read(path))
-        assert store.is_done(copy) and not store.claimed(copy)
+        assert store.is_done(copy)
+        assert not store.claimed(copy)
 
 
 def test_an_export_keeps_text_with_any_line_separator(tmp_path):
@@ -167,9 +169,14 @@ def test_a_damaged_folder_is_reported_and_never_done(tmp_path, damage):
 def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("ne")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -277,9 +284,14 @@ def test_nobody_is_ever_inside_with_another(tmp_path):
 
 
 def test_release_leaves_no_claim_even_after_an_error(tmp_path):
-    with pytest.raises(KeyError), Claim(tmp_path / "run") as claim:
-        assert claim.is_held() and store.claimed(tmp_path / "run")
-        raise KeyError
+    def failing():
+        with Claim(tmp_path / "run") as claim:
+            assert claim.is_held()
+            assert store.claimed(tmp_path / "run")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
     assert list((tmp_path / "run").iterdir()) == []
     assert not store.claimed(tmp_path / "run")
 
@@ -356,7 +368,8 @@ def test_a_superseded_owner_notices_and_leaves_the_new_claim_alone(tmp_path):
         file.write_text(_by("elsewhere/0", 1, "1"))
         os.utime(file, (0, 0))
         with Claim(tmp_path / "run") as awake:
-            assert awake.is_held() and not asleep.is_held()
+            assert awake.is_held()
+            assert not asleep.is_held()
             asleep.__exit__()
             assert awake.is_held()
     assert list((tmp_path / "run").iterdir()) == []

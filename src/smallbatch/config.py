@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 # Raised by one whenever a change alters what a run computes, or a default below changes.
 PROTOCOL = 1
@@ -21,6 +22,10 @@ PROTOCOL = 1
 
 class ConfigError(Exception):
     """A mistake in what the user asked for. Its text is one line: what, where, what to do."""
+
+
+class Undefined(ConfigError):
+    """Values that are right by themselves but do not go together: a single run is refused, a grid leaves it out."""
 
 
 NormKind = Enum("NormKind", ["none", "batch", "group"])
@@ -271,10 +276,10 @@ def make_run(cfg: DictConfig) -> Run:
     """Check one composed config and freeze it. Raises ConfigError (also for data that cannot be read)."""
     from smallbatch.data import describe  # numpy only; here so that schemas alone stay light
 
-    missing = OmegaConf.missing_keys(cfg)
-    if missing:
-        raise ConfigError(f"{', '.join(sorted(missing))}: must be given, as key=value")
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # type: ignore[assignment]
+    try:
+        plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: must be given, as key=value") from None
     base_lr = parse_power(plain["base_lr"])
     m, epochs = plain["batch_size"], plain["epochs"]
     for name, value in (("batch_size", m), ("epochs", epochs), ("norm.memory", plain["norm"]["memory"])):
@@ -289,7 +294,7 @@ def make_run(cfg: DictConfig) -> Run:
     _check_schedule(plain["schedule"])
     images = describe(plain["data"])
     if m > images.train_size:
-        raise ConfigError(
+        raise Undefined(
             f"batch_size={m}: larger than the training set of {images.train_size} images "
             f"(data={images.name}); choose batch_size ≤ {images.train_size}"
         )
@@ -309,10 +314,12 @@ def _bn_batch_size(bn: int | None, m: int, kind: str) -> int | None:
     if bn is None:
         return None
     if kind != "batch":
-        raise ConfigError(f"bn_batch_size={bn} needs norm=batch, but norm.kind={kind}")
-    if bn < 1 or m % bn:
+        raise Undefined(f"bn_batch_size={bn} needs norm=batch, but norm.kind={kind}")
+    if bn < 1:
+        raise ConfigError(f"bn_batch_size={bn}: must be at least 1")
+    if m % bn:
         divisors = ", ".join(str(d) for d in range(1, m + 1) if m % d == 0)
-        raise ConfigError(f"bn_batch_size={bn} does not divide batch_size={m}; choose one of {divisors}")
+        raise Undefined(f"bn_batch_size={bn} does not divide batch_size={m}; choose one of {divisors}")
     return None if bn == m else bn
 
 

@@ -9,6 +9,7 @@ import difflib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,7 +17,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from smallbatch.config import ConfigError, Figure, Run, make_run
+from smallbatch.config import ConfigError, Figure, Run, Undefined, make_run
 from smallbatch.data import Description, describe
 
 _ABSENT = object()
@@ -57,6 +58,8 @@ def expand(arguments: list[str], compose: Compose) -> Grid:
     """
     given, plain = _parse(arguments)
     figures = [figure_config(name, compose) for name in given.pop("figure", []) if name != "null"]
+    if "scale" in given and not figures:
+        raise ConfigError(f"scale={','.join(given['scale'])} belongs to figures: add figure=…")
     scales = given.pop("scale", ["paper"])
     grid = Grid(figures=figures)
     known: set[str] = set()
@@ -65,8 +68,12 @@ def expand(arguments: list[str], compose: Compose) -> Grid:
         leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
         for groups in _combinations(group_axes):
             cfg = compose(groups + plain)
+            current: list[str] = []
             for leaves in _combinations(leaf_axes):
-                _set(cfg, leaves)
+                for leaf in leaves:  # every point of a product sets the same ones: what is still set can stay
+                    if leaf not in current:
+                        _set(cfg, leaf)
+                current = leaves
                 _add(grid, known, cfg, groups + leaves + plain)
     if not grid.points:
         reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
@@ -126,26 +133,31 @@ def _combinations(axes: Axes) -> Iterator[list[str]]:
         yield [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
 
 
-def _set(cfg: DictConfig, leaves: list[str]) -> None:
-    """Set the leaves of one point in place: every point of a product sets the same ones."""
-    for override in OverridesParser.create().parse_overrides(leaves):
-        key = override.get_key_element()
-        if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
-            top = [str(name) for name in cfg]
-            names = top + [f"{name}.{k}" for name in top if OmegaConf.is_dict(cfg[name]) for k in cfg[name]]
-            close = difflib.get_close_matches(key, names, 1)
-            hint = f"; did you mean {close[0]}?" if close else "; `python src/train.py --help` lists the settings"
-            raise ConfigError(f"{override.input_line}: there is no setting {key}{hint}")
-        try:
-            OmegaConf.update(cfg, key, override.value(), merge=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{override.input_line}: {str(error).splitlines()[0]}") from None
+@lru_cache(maxsize=4096)
+def _parse_leaf(leaf: str) -> Override:
+    return OverridesParser.create().parse_override(leaf)
+
+
+def _set(cfg: DictConfig, leaf: str) -> None:
+    """Set one leaf in place. Raises ConfigError if there is no such setting or the value has a wrong type."""
+    override = _parse_leaf(leaf)
+    key = override.get_key_element()
+    if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+        top = [str(name) for name in cfg]
+        names = top + [f"{name}.{k}" for name in top if OmegaConf.is_dict(cfg[name]) for k in cfg[name]]
+        close = difflib.get_close_matches(key, names, 1)
+        hint = f"did you mean {close[0]}?" if close else "`python src/train.py --help` lists the settings"
+        raise ConfigError(f"{leaf}: there is no setting {key}; {hint}")
+    try:
+        OmegaConf.update(cfg, key, override.value(), merge=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{leaf}: {str(error).splitlines()[0]}") from None
 
 
 def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str]) -> None:
     try:
         run = make_run(cfg)
-    except ConfigError as error:
+    except Undefined as error:
         grid.undefined.append((" ".join(overrides), str(error)))
         return
     if run.key not in known:

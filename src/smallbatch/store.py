@@ -195,8 +195,9 @@ class Claim:
                 json.dump({"host": host(), "pid": os.getpid(), "started": process_start(os.getpid())}, file)
         except FileExistsError:
             raise Busy(f"{self.path}: another process has just claimed it") from None
-        # Between the look and the creation the stale claim may have gone and a new one come.
-        if below is not None and _claim_text(self._file(below)) not in (before, None):
+        # Between the look and the creation another process may have superseded the stale claim, ended and
+        # removed both; then a third may hold a new one with its number.
+        if below is not None and _claim_text(self._file(below)) != before:
             self._file(self.number).unlink(missing_ok=True)
             raise Busy(f"{self.path}: another process has just claimed it")
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
@@ -208,7 +209,7 @@ class Claim:
         if self._beat:
             self._beat.join()
         if self.is_held():
-            for number in self._numbers():  # ascending: our own last
+            for number in range(self.number + 1):  # our own last: until it goes nobody else can hold
                 self._file(number).unlink(missing_ok=True)
 
     def is_held(self) -> bool:

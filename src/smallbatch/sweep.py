@@ -15,6 +15,8 @@ from smallbatch.config import ConfigError, format_power
 from smallbatch.grid import Compose, Grid, Point, expand
 from smallbatch.store import DamagedRun, Record
 
+QUIET = 60.0  # seconds without news after which a log that is no terminal gets a line of how it goes
+
 Launch = Callable[[Sequence[Sequence[str]]], Any]
 
 
@@ -47,8 +49,8 @@ def sweep(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfi
 
 
 def cost(point: Point) -> float:
-    """Relative price of a run: an update costs about as much as 12 images more (AlexNet, one core)."""
-    return point.updates * (point.run.batch_size + 12.0)
+    """Relative price of a run: an update costs about as much as 5 images more (`src/benchmark.py`, AlexNet)."""
+    return point.updates * (point.run.batch_size + 5.0)
 
 
 def _ended(points: list[Point], folders: Path) -> dict[str, Record]:
@@ -101,7 +103,7 @@ def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
     images = sum(p.updates * p.run.batch_size for p in missing)
     left_out = f", {len(grid.undefined)} left out" if grid.undefined else ""
     print(
-        f"{len(grid.points)} runs: {found} finished before, {len(missing)} to train "
+        f"{len(grid.points)} run{'s'[: len(grid.points) != 1]}: {found} finished before, {len(missing)} to train "
         f"({updates:,} updates, {images:,} images){left_out}",
         flush=True,
     )
@@ -147,10 +149,10 @@ class Progress:
 
     def __init__(self, points: list[Point], folders: Path, before: dict[str, Any], total: int) -> None:
         self.waiting, self.folders, self.before, self.total = list(points), folders, before, total
-        self.counts: Counter[str] = Counter(finished=total - len(points))
+        self.counts: Counter[str] = Counter({"skipped": total - len(points)})
         self.price = sum(map(cost, points))
         self.paid = 0.0
-        self.start = time.monotonic()
+        self.start = self.printed = time.monotonic()
         self.stop = threading.Event()
         self.live = sys.stdout.isatty()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -182,6 +184,9 @@ class Progress:
                 running += 1
         if self.live and self.waiting:
             print(f"\r\033[K{self._line(running)}", end="", flush=True)
+        elif self.waiting and time.monotonic() - self.printed > QUIET:
+            print(self._line(running), flush=True)
+            self.printed = time.monotonic()
 
     def _print_end(self, point: Point) -> None:
         record = store.read(store.folder(self.folders, point.run))
@@ -189,6 +194,7 @@ class Progress:
             done = self.total - len(self.waiting)
             erase = "\r\033[K" if self.live else ""
             text = store.summary(record, self.folders)
+            self.printed = time.monotonic()
             print(f"{erase}{done:>{len(str(self.total))}}/{self.total} {text}{self._left()}", flush=True)
 
     def _line(self, running: int) -> str:

@@ -114,7 +114,7 @@ def _panel(axes: Axes, cells: pd.DataFrame, x: str, curve: str, colours: str, la
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_text(value)))
     handles, labels = axes.get_legend_handles_labels()
     heading = "η̃" if curve == "base_lr" else "m"
-    lines = [handle.lines[0] for handle in handles[::-1]]  # type: ignore[union-attr]  # without bars
+    lines = [handle.lines[0] for handle in handles[::-1]]  # type: ignore[attr-defined]  # without the bars
     axes.legend(lines, labels[::-1], title=heading, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 

@@ -56,7 +56,6 @@ class SmallBatch(pl.LightningModule):
         self.total_updates = run.epochs * self.updates_per_epoch
         self.diverged = False
         self.rows: list[Row] = []
-        self.first_update_at: float | None = None
         self.metrics = MetricCollection(
             {"accuracy": MulticlassAccuracy(images.classes, average="micro"), "loss": MeanMetric()}
         )
@@ -76,8 +75,7 @@ class SmallBatch(pl.LightningModule):
         # Built-in networks draw nothing; a user's dropout must not depend on what ran before.
         torch.manual_seed(self.run.seed * 1_000_003 + self.current_epoch)
         self.train_start, self.eval_start = time.perf_counter(), math.nan
-        self.loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
-        self.hits = torch.zeros((), device=self.device, dtype=torch.int64)
+        self.loss_sum, self.hits = 0.0, 0
 
     def on_train_batch_start(self, block: Any, index: int) -> int | None:
         return -1 if self.diverged else None  # -1 ends Lightning's epoch
@@ -100,12 +98,11 @@ class SmallBatch(pl.LightningModule):
             self.updates += 1
             losses.append(loss.detach())
             outputs.append(logits.detach())
-        if self.first_update_at is None:
-            self.first_update_at = time.time()
-        block_loss = torch.stack(losses).double().sum() * m
+        # Read back once a block, and added up in double precision, which not every device has.
+        block_loss = torch.stack(losses).cpu().double().sum().item() * m
         self.loss_sum += block_loss
-        self.hits += (torch.cat(outputs).argmax(1) == labels).sum()
-        self.diverged = not math.isfinite(block_loss.item())
+        self.hits += int((torch.cat(outputs).argmax(1) == labels).sum())
+        self.diverged = not math.isfinite(block_loss)
 
     def on_validation_epoch_start(self) -> None:
         self.eval_start = time.perf_counter()
@@ -132,8 +129,8 @@ class SmallBatch(pl.LightningModule):
         self.rows.append(
             {
                 "epoch": self.current_epoch + 1,
-                "train_loss": math.nan if self.diverged else (self.loss_sum / seen).item(),
-                "train_accuracy": self.hits.item() / seen,
+                "train_loss": math.nan if self.diverged else self.loss_sum / seen,
+                "train_accuracy": self.hits / seen,
                 "test_loss": test["loss"],
                 "test_accuracy": test["accuracy"],
                 "learning_rate": self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],  # type: ignore[union-attr]

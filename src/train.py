@@ -15,7 +15,7 @@ register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """One run, alone or as a point of a grid; a point only leaves its record."""
-    alone = cfg.progress
+    alone = not cfg.grid_point
     try:
         if cfg.figure:
             raise ConfigError(f"figure={cfg.figure.name} is a grid: python src/train.py -m figure={cfg.figure.name}")

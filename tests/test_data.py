@@ -3,10 +3,12 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 from urllib.error import URLError
 
@@ -338,7 +340,8 @@ print(describe(data).fingerprint)
 def test_processes_that_unpack_one_file_at_once_agree_and_leave_one_whole_folder(write_npz, tmp_path):
     data = source(write_npz())
     command = [sys.executable, "-c", UNPACK, json.dumps(data), str(tmp_path / "start")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    environment = os.environ | {"PYTHONPATH": str(Path(arrays.__file__).parents[2])}
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     (tmp_path / "start").touch()

@@ -39,6 +39,7 @@ def _warm(root):
     with pytest.MonkeyPatch.context() as patch:
         here = Path(__file__).parent
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here.parent / "src"), str(here)]))
+        patch.setenv("OMP_NUM_THREADS", "1")  # on busy cores a second one only spins
         FORK.set_forkserver_preload([__name__])
         process = FORK.Process(target=int)
         process.start()
@@ -96,7 +97,7 @@ def _die_at(name: str, nth: int, when: str):
             _die()
 
     Path.replace = dying_replace
-    if name == runs.CHECKPOINT:
+    if name == store.CHECKPOINT:
         pl.Trainer.save_checkpoint = dying_save
 
 
@@ -168,7 +169,7 @@ def test_twenty_kills_at_random_moments_change_nothing(config, tmp_path, uninter
             exitcode = process.exitcode
             assert exitcode in (0, -signal.SIGKILL)
             kills += exitcode != 0
-            resumed += exitcode != 0 and (path / runs.CHECKPOINT).exists()
+            resumed += exitcode != 0 and (path / store.CHECKPOINT).exists()
         assert trained(run, cfg) == expected
     assert resumed > 0
 
@@ -176,7 +177,7 @@ def test_twenty_kills_at_random_moments_change_nothing(config, tmp_path, uninter
 @pytest.mark.parametrize("when", ["half", "whole", "placed"])
 @pytest.mark.parametrize(
     ("file", "nth"),
-    [("config.json", 1), (runs.CHECKPOINT, 1), (runs.CHECKPOINT, 4), ("epochs.csv", 3), ("result.json", 1)],
+    [("config.json", 1), (store.CHECKPOINT, 1), (store.CHECKPOINT, 4), ("epochs.csv", 3), ("result.json", 1)],
 )
 def test_a_kill_in_any_write_changes_nothing(config, tmp_path, uninterrupted, file, nth, when):
     run, cfg = config(tmp_path, *GHOST)
@@ -209,7 +210,7 @@ def test_a_resumed_run_goes_on_at_its_last_whole_epoch(config, tmp_path):
 def test_an_unusable_checkpoint_is_reported_and_the_run_starts_again(config, tmp_path, uninterrupted, damage):
     run, cfg = config(tmp_path, *GHOST)
     finish(run, cfg, death=("epochs.csv", 3, "placed"))
-    checkpoint = store.folder(tmp_path, run) / runs.CHECKPOINT
+    checkpoint = store.folder(tmp_path, run) / store.CHECKPOINT
     if damage == "of another run":
         torch.save({"smallbatch": {"key": "0" * 16}}, checkpoint)
     else:
@@ -241,7 +242,7 @@ def now(run, cfg):
 
 
 def snapshot(folder: Path):
-    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*")}
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if p.name != ".lock"}
 
 
 def test_a_finished_run_is_skipped_and_untouched(config, tmp_path):

@@ -161,6 +161,7 @@ class Config:
     store: str = "outputs/runs"
     overwrite: bool = False
     progress: bool = True
+    grid_point: bool = False  # set by the sweeper
 
 
 def register() -> None:

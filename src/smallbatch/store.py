@@ -1,10 +1,11 @@
 """Run folders: who trains a run, what it left behind, and all of them as one table.
 
 A folder `<store>/<key>/` holds config.json (the run), epochs.csv (a row per epoch), result.json (when
-the run ended) and, until then, checkpoint.ckpt and claim files.
+the run ended) and, until then, checkpoint.ckpt and claim.
 """
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from smallbatch.files import write_text
 
 ENDED = ("finished", "diverged")  # statuses that count as done; `failed` is tried again
 HEARTBEAT = 10.0  # seconds between signs of life of a claim
+CLAIM, CHECKPOINT = "claim", "checkpoint.ckpt"
 STALE = 120.0  # seconds without one after which its run may be taken over
 
 Row = dict[str, float]
@@ -138,7 +140,7 @@ def export(records: list[Record]) -> str:
 def parse_export(text: str) -> list[Record]:
     """The inverse of `export`. Raises DamagedRun, naming the line."""
     records = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             entry = json.loads(line)
             run = Run.from_dict(entry["config"])
@@ -161,7 +163,7 @@ def add(store: Path, record: Record) -> bool:
             if is_done(path):
                 return False
             write_result(path, record.run, record.rows, record.result)
-            (path / "checkpoint.ckpt").unlink(missing_ok=True)
+            (path / CHECKPOINT).unlink(missing_ok=True)
     except Busy:
         return False
     return True
@@ -171,35 +173,30 @@ def add(store: Path, record: Record) -> bool:
 class Claim:
     """The exclusive right to train a run, as a context manager. Raises Busy if a live process holds it.
 
-    Claims are numbered files; the highest number holds. A stale one is superseded by creating the next
-    number exclusively, so of several processes that find it stale exactly one wins, and nobody ever
-    deletes a claim that is not their own or superseded by their own. The file's time of change is the
-    heartbeat.
+    The claim is a file created exclusively; its time of change is the heartbeat. Taking over a stale
+    one, and giving one back, look and act under a lock of the store, since what was looked at may
+    have been replaced before the act.
     """
 
     path: Path
-    number: int = -1
+    _text: str = ""
     _stop: threading.Event = field(default_factory=threading.Event)
     _beat: threading.Thread | None = None
 
     def __enter__(self) -> "Claim":
         self.path.mkdir(parents=True, exist_ok=True)
-        held = self._numbers()
-        below = held[-1] if held else None
-        before = _claim_text(self._file(below)) if below is not None else None
-        if below is not None and not _is_stale(self._file(below)):
-            raise Busy(f"{self.path}: {_holder(before)} is training it")
-        self.number = 0 if below is None else below + 1
-        try:
-            with self._file(self.number).open("x", encoding="utf-8") as file:
-                json.dump({"host": host(), "pid": os.getpid(), "started": process_start(os.getpid())}, file)
-        except FileExistsError:
-            raise Busy(f"{self.path}: another process has just claimed it") from None
-        # Between the look and the creation another process may have superseded the stale claim, ended and
-        # removed both; then a third may hold a new one with its number.
-        if below is not None and _claim_text(self._file(below)) != before:
-            self._file(self.number).unlink(missing_ok=True)
-            raise Busy(f"{self.path}: another process has just claimed it")
+        token = os.urandom(8).hex()  # tells this claim from another one of this process
+        who = {"host": host(), "pid": os.getpid(), "started": process_start(os.getpid()), "token": token}
+        self._text = json.dumps(who)
+        with _locked(self.path.parent):
+            if claimed(self.path):
+                raise Busy(f"{self.path}: {_holder(_claim_text(self._file))} is training it")
+            self._file.unlink(missing_ok=True)
+            try:
+                with self._file.open("x", encoding="utf-8") as file:
+                    file.write(self._text)
+            except FileExistsError:  # where the disk has no locks
+                raise Busy(f"{self.path}: another process has just claimed it") from None
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
         self._beat.start()
         return self
@@ -208,31 +205,36 @@ class Claim:
         self._stop.set()
         if self._beat:
             self._beat.join()
-        if self.is_held():
-            for number in range(self.number + 1):  # our own last: until it goes nobody else can hold
-                self._file(number).unlink(missing_ok=True)
+        with _locked(self.path.parent):
+            if self.is_held():
+                self._file.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
         """False once another process has taken over, thinking this one dead."""
-        numbers = self._numbers()
-        return bool(numbers) and numbers[-1] == self.number
+        return _claim_text(self._file) == self._text
 
-    def _file(self, number: int) -> Path:
-        return self.path / f"claim-{number}"
-
-    def _numbers(self) -> list[int]:
-        return sorted(int(p.name.removeprefix("claim-")) for p in self.path.glob("claim-*"))
+    @property
+    def _file(self) -> Path:
+        return self.path / CLAIM
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             with suppress(OSError):  # taken over, or the disk is away for a moment: is_held() tells
-                os.utime(self._file(self.number))
+                os.utime(self._file)
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    """Alone among all processes for the milliseconds of a look and an act; the system frees a dead one's lock."""
+    with (store / ".lock").open("a") as file:
+        with suppress(OSError):  # a disk without locks: then a takeover is exclusive only to the millisecond
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def claimed(path: Path) -> bool:
     """Whether a live process is training the run."""
-    claims = sorted(path.glob("claim-*"), key=lambda p: int(p.name.removeprefix("claim-")))
-    return bool(claims) and not _is_stale(claims[-1])
+    return (path / CLAIM).exists() and not _is_stale(path / CLAIM)
 
 
 @lru_cache(maxsize=1)
@@ -302,10 +304,19 @@ def _disk_time(path: Path) -> float:
         return os.stat(file.name).st_mtime
 
 
+def tidy(path: Path) -> None:
+    """Remove what a process killed between its result and its end left in a finished run's folder."""
+    if not any((path / name).exists() for name in (CHECKPOINT, CLAIM)):
+        return
+    with suppress(Busy), Claim(path):  # a live holder will tidy up itself
+        clear(path, CHECKPOINT)
+        clear(path, ".*")
+
+
 def clear(path: Path, pattern: str = "*") -> None:
     """Remove the files of a run folder that we hold, all but claims."""
     for file in path.glob(pattern):
-        if not file.name.startswith("claim-"):
+        if file.name != CLAIM:
             file.unlink(missing_ok=True)
 
 
@@ -336,12 +347,12 @@ def _parse_rows(text: str) -> list[Row]:
     return [{name: int(v) if name in _INTEGERS else float(v) for name, v in row.items()} for row in rows]
 
 
-def _json_float(value: float) -> float | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _json_float(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON has no nan and inf
 
 
-def _from_json(value: float | None) -> float:
-    return math.nan if value is None else value
+def _from_json(value: float | str) -> float:
+    return float(value) if isinstance(value, str) else value
 
 
 def summary(record: Record, store: Path, skipped: bool = False) -> str:

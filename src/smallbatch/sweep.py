@@ -64,6 +64,7 @@ def _ended(points: list[Point], folders: Path) -> dict[str, Record]:
             continue
         if record and record.result["status"] in store.ENDED:
             found[point.run.key] = record
+            store.tidy(store.folder(folders, point.run))
     return found
 
 
@@ -114,7 +115,7 @@ def _launch_all(missing: list[Point], folders: Path, before: dict[str, Any], lau
     left = missing
     while left:
         try:
-            launch([[*point.overrides, "progress=false"] for point in left])
+            launch([[*point.overrides, "progress=false", "grid_point=true"] for point in left])
             return
         except Exception as error:  # such as joblib's TerminatedWorkerError; a point itself never raises
             reason = (str(error) or type(error).__name__).splitlines()[0]

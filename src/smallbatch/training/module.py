@@ -57,7 +57,10 @@ class SmallBatch(pl.LightningModule):
         self.diverged = False
         self.rows: list[Row] = []
         self.metrics = MetricCollection(
-            {"accuracy": MulticlassAccuracy(images.classes, average="micro"), "loss": MeanMetric()}
+            {
+                "accuracy": MulticlassAccuracy(images.classes, average="micro"),
+                "loss": MeanMetric(nan_strategy="disable"),
+            }
         )
         self.metrics.requires_grad_(False)
 
@@ -120,19 +123,22 @@ class SmallBatch(pl.LightningModule):
         end = time.perf_counter()
         trained = end if math.isnan(self.eval_start) else self.eval_start  # a diverged epoch is not evaluated
         seen = (self.updates - self.current_epoch * self.updates_per_epoch) * self.run.batch_size
-        test = {"accuracy": 1 / self.images.classes, "loss": math.nan}
+        test_loss, accuracy = math.nan, 1 / self.images.classes
         if not self.diverged:
-            test = {name: metric.compute().item() for name, metric in self.metrics.items()}
+            test_loss = self.metrics["loss"].compute().item()
+            self.diverged = not math.isfinite(test_loss)  # the epoch's very last update can be the one
+        if not self.diverged:
             # torchmetrics divides in float32: back to the exact share of images.
-            test["accuracy"] = round(test["accuracy"] * len(self.images.test)) / len(self.images.test)
+            hits = round(self.metrics["accuracy"].compute().item() * len(self.images.test))
+            accuracy = hits / len(self.images.test)
         self.metrics.reset()
         self.rows.append(
             {
                 "epoch": self.current_epoch + 1,
                 "train_loss": math.nan if self.diverged else self.loss_sum / seen,
                 "train_accuracy": self.hits / seen,
-                "test_loss": test["loss"],
-                "test_accuracy": test["accuracy"],
+                "test_loss": test_loss,
+                "test_accuracy": accuracy,
                 "learning_rate": self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],  # type: ignore[union-attr]
                 "updates": self.updates,
                 "images": self.updates * self.run.batch_size,

@@ -29,8 +29,6 @@ from smallbatch.training.score import score
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
-CHECKPOINT = "checkpoint.ckpt"
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,11 +47,14 @@ def train(run: Run, cfg: DictConfig, say: Callable[[str], None]) -> Outcome:
     path = store.folder(Path(cfg.store), run)
     known = None if cfg.overwrite else _known(path, say)
     if known:
+        store.tidy(path)
         return Outcome(known, skipped=True)
+    torch.set_num_threads(cfg.machine.threads)
+    torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times
     images = load(describe(OmegaConf.to_container(cfg.data, resolve=True)))  # type: ignore[arg-type]
     trial(run, images)
     with Claim(path) as claim:
-        known = None if cfg.overwrite else _known(path, say)  # it may have ended while we claimed
+        known = None if cfg.overwrite else _known(path, lambda line: None)  # it may have ended while we claimed
         if known:
             return Outcome(known, skipped=True)
         store.clear(path, ".*")  # what a killed process left half-written
@@ -83,7 +84,7 @@ def _train_claimed(
     run: Run, images: Images, path: Path, claim: Claim, cfg: DictConfig, say: Callable[[str], None]
 ) -> Record:
     store.write_config(path, run)
-    checkpoint = _usable_checkpoint(path / CHECKPOINT, run, say)
+    checkpoint = _usable_checkpoint(path / store.CHECKPOINT, run, say)
     # Not taken over from the last attempt: `failed` says how this one ended.
     (path / "result.json").unlink(missing_ok=True)
     (path / "traceback.txt").unlink(missing_ok=True)
@@ -102,7 +103,7 @@ def _train_claimed(
         result |= {"status": "failed", "score": None, "error": error}
     store.write_result(path, run, rows, result)
     if not error:
-        (path / CHECKPOINT).unlink(missing_ok=True)
+        (path / store.CHECKPOINT).unlink(missing_ok=True)
     return Record(run, rows, result)
 
 
@@ -120,14 +121,12 @@ class KeepRun(Checkpoint):
         if not self.claim.is_held():
             raise store.Busy(f"{self.path}: another process took the run over while this one was asleep")
         if len(module.rows) < module.run.epochs and not module.diverged:
-            with replacing(self.path / CHECKPOINT) as temporary:
+            with replacing(self.path / store.CHECKPOINT) as temporary:
                 trainer.save_checkpoint(temporary)
             store.write_rows(self.path, module.rows)
 
 
 def _fit(module: SmallBatch, path: Path, claim: Claim, checkpoint: Path | None, cfg: DictConfig) -> None:
-    torch.set_num_threads(cfg.machine.threads)
-    torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times
     module.network.to(memory_format=torch.channels_last)
     with warnings.catch_warnings():
         # Lightning's advice on DataLoader workers and on saving does not apply to blocks from memory.

@@ -37,9 +37,7 @@ def test_an_epoch_equals_the_sum_form_bit_for_bit(tmp_path, m):
             )
             loss_sum = F.cross_entropy(out, y[start : start + m], reduction="sum")
             gradients = torch.autograd.grad(loss_sum, theta)
-            theta = [
-                (t - 2.0**-9 * g).detach().requires_grad_() for t, g in zip(theta, gradients, strict=True)
-            ]
+            theta = [(t - 2.0**-9 * g).detach().requires_grad_() for t, g in zip(theta, gradients, strict=True)]
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, precision="64-true",

@@ -1,0 +1,166 @@
+"""Runs become a table, a choice of rows and a figure that says what is missing; runs.py moves them about."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import figures as figures_command
+import runs as runs_command
+from smallbatch import store
+from smallbatch.compose import compose
+from smallbatch.config import ConfigError
+from smallbatch.grid import expand
+from smallbatch.paper import figures
+from smallbatch.table import differences, select, table
+
+GRID = ["figure=fig01", "scale=smoke", "batch_size=2,8,32", "base_lr=2**-9,2**-8"]
+
+
+def write(folder: Path, point, score: float, status: str = "finished", epochs: int = 2) -> None:
+    row = dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate"), 0.5)
+    rows = [{"epoch": e, "updates": e, "images": e} | row | {"train_seconds": 1.0, "eval_seconds": 0.5} for e in (1, 2)]
+    result = {"status": status, "score": score, "chance": 0.1, "train_images": 1024, "test_images": 360, "seconds": 3.0}
+    path = store.folder(folder, point.run)
+    path.mkdir(parents=True)
+    store.write_result(path, point.run, rows[:epochs], result)
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    return expand([*GRID, "seed=0,1", f"data.root={root}"], compose).points
+
+
+@pytest.fixture
+def folder(tmp_path, points):
+    """Every point but one, the largest m diverged."""
+    for i, point in enumerate(points[:-1]):
+        lost = point.run.batch_size == 32
+        write(tmp_path / "runs", point, 0.1 if lost else 0.5 + i / 100, "diverged" if lost else "finished")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command's main with arguments; returns (exit status or message, stdout)."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        status: object = 0
+        try:
+            module.main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def test_the_table_has_a_row_a_run_in_order_with_flattened_settings(folder, points):
+    frame = table(store.ended(folder).values())
+    assert len(frame) == len(points) - 1
+    assert frame["setting"].nunique() == 1
+    assert list(frame["batch_size"]) == sorted(frame["batch_size"])
+    assert set(frame["norm"]) == {"none"}
+    assert set(frame["schedule.warmup"]) == {0.0}
+    assert set(frame["updates"]) == {2}
+    assert set(frame["bn_batch_size"]) <= {2, 8, 32}
+
+
+def test_rows_are_chosen_by_values_as_typed(folder):
+    frame = table(store.ended(folder).values())
+    assert len(select(frame, {"base_lr": ["1/512"], "seed": ["0"]})) == 3
+    assert len(select(frame, {"batch_size": ["2", "8"], "data.augment": ["false"]})) == 8
+    assert select(frame, {"batch_size": ["4"]}).empty
+    with pytest.raises(ConfigError, match="no such column"):
+        select(frame, {"batchsize": ["4"]})
+
+
+def test_settings_that_differ_are_named(folder, points, tmp_path):
+    write(tmp_path / "runs", expand([*GRID[:2], "batch_size=2", "base_lr=2**-9", "epochs=3"], compose).points[0], 0.4)
+    frame = table(store.ended(folder).values())
+    assert frame["setting"].nunique() == 2
+    assert differences(frame) == "epochs=10,3"
+
+
+def test_cells_are_means_and_sample_deviations_over_seeds():
+    frame = pd.DataFrame(
+        {
+            "batch_size": [2, 2, 8],
+            "base_lr": [0.5] * 3,
+            "score": [0.2, 0.4, 0.1],
+            "status": ["finished"] * 2 + ["diverged"],
+        }
+    )
+    cells = figures._cells(frame).set_index("batch_size")
+    assert cells.loc[2, "mean"] == pytest.approx(30)
+    assert cells.loc[2, "std"] == pytest.approx(100 * 0.02**0.5)
+    assert cells.loc[2, "count"] == 2
+    assert not cells.loc[2, "diverged"]
+    assert cells.loc[8, "diverged"]
+
+
+def test_a_figure_shows_each_curve_and_puts_diverged_points_below_chance_without_hiding_any(folder):
+    figure = figures.sweep(table(store.ended(folder).values()), "Title", "note", points=12)
+    assert figure._supxlabel.get_text().startswith("INCOMPLETE: 11 of 12 runs. note")
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_legend().get_texts()] == ["$2^{-8}$", "$2^{-9}$"]
+    assert [t.get_text() for t in right.get_legend().get_texts()] == ["32", "8", "2"]
+    crosses = [line for line in left.lines if line.get_marker() == "x"]
+    heights = [y for line in crosses for y in line.get_ydata()]
+    assert len(heights) == len(set(heights)) == 2
+    assert all(left.get_ylim()[0] < y < 10 for y in heights)
+
+
+def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder, points, tmp_path, command):
+    words = ["--store", folder, "--out", tmp_path / "out", *GRID, "seed=0,1", "data.root=" + str(tmp_path / "data")]
+    status, output = command(figures_command, *words)
+    assert status == 0
+    assert f"missing: {points[-1].run.label}" in output
+    pictures = {path.suffix: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert pictures.keys() == {".png", ".svg"}
+    assert pictures[".png"].startswith(b"\x89PNG")
+    command(figures_command, *words)
+    assert {path.suffix: path.read_bytes() for path in (tmp_path / "out").iterdir()} == pictures
+
+
+def test_a_figure_without_runs_says_how_to_train_it(folder, tmp_path, command):
+    words = ["--store", folder, "--out", tmp_path / "out", *GRID, "epochs=77", "data.root=" + str(tmp_path / "data")]
+    status, _ = command(figures_command, *words)
+    assert "python src/train.py -m figure=fig01" in str(status)
+    assert not (tmp_path / "out").exists()
+
+
+def test_chosen_runs_that_do_not_belong_together_are_refused(folder, tmp_path, command):
+    write(folder, expand([*GRID[:2], "batch_size=2", "base_lr=2**-9", "epochs=3"], compose).points[0], 0.4)
+    where = ["--store", folder, "--out", tmp_path / "out"]
+    status, _ = command(figures_command, *where, "model=alexnet")
+    assert "epochs=10,3" in str(status)
+    assert command(figures_command, *where, "model=alexnet", "epochs=10")[0] == 0
+
+
+def test_runs_move_to_another_store_through_one_file(folder, tmp_path, command):
+    file = tmp_path / "runs.jsonl.gz"
+    assert command(runs_command, "--store", folder, "export", file, "batch_size=2,8")[1].startswith("8 runs")
+    first = file.read_bytes()
+    command(runs_command, "--store", folder, "export", file, "batch_size=2,8")
+    assert file.read_bytes() == first
+    other = tmp_path / "other"
+    assert "8 runs added" in command(runs_command, "--store", other, "import", file)[1]
+    assert "0 runs added" in command(runs_command, "--store", other, "import", file)[1]
+    assert store.ended(other) == {k: r for k, r in store.ended(folder).items() if r.run.batch_size in (2, 8)}
+    file.write_bytes(first[:-20])
+    status, _ = command(runs_command, "--store", other, "import", file)
+    assert str(file) in str(status)
+
+
+def test_check_counts_and_fails_on_damage(folder, command):
+    status, output = command(runs_command, "--store", folder, "check")
+    assert (status, output.strip()) == (0, "8 finished, 3 diverged")
+    damaged = next(iter(folder.iterdir()))
+    (damaged / "epochs.csv").write_text("")
+    status, output = command(runs_command, "--store", folder, "check")
+    assert status == 1
+    assert str(damaged) in output

@@ -188,15 +188,15 @@ def parse_power(value: float | str) -> float:
         left, operator, right = match.groups()
         if operator == "/":
             return float(left) / float(right)
-        return float(left) ** float(right) if operator else float(left)
+        return float(float(left) ** float(right)) if operator else float(left)  # a complex root is a TypeError
     except (ValueError, ArithmeticError, TypeError):
         raise ConfigError(f"base_lr={value}: not a number; write it as 0.002, 1/512 or 2**-9") from None
 
 
 def format_power(value: float) -> str:
-    """`2^-9` for a power of two, else the shortest decimal."""
+    """`2^-9` for a power of two, else the shortest decimal that reads back equal."""
     mantissa, exponent = math.frexp(value)
-    return f"2^{exponent - 1}" if mantissa == 0.5 else f"{value:g}"
+    return f"2^{exponent - 1}" if mantissa == 0.5 else repr(float(value)).removesuffix(".0")
 
 
 @dataclass(frozen=True)
@@ -283,13 +283,16 @@ def make_run(cfg: DictConfig) -> Run:
         raise ConfigError(f"{error.full_key}: must be given, as key=value") from None
     base_lr = parse_power(plain["base_lr"])
     m, epochs = plain["batch_size"], plain["epochs"]
-    for name, value in (("batch_size", m), ("epochs", epochs), ("norm.memory", plain["norm"]["memory"])):
+    norm = plain["norm"]
+    counts = {"batch_size": m, "epochs": epochs, "norm.memory": norm["memory"], "norm.groups": norm["groups"]}
+    for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"{name}={value}: must be at least 1")
     if not (math.isfinite(base_lr) and base_lr > 0):
         raise ConfigError(f"base_lr={plain['base_lr']}: must be positive and finite")
     if not (math.isfinite(plain["weight_decay"]) and plain["weight_decay"] >= 0):
         raise ConfigError(f"weight_decay={plain['weight_decay']}: must be zero or more")
+    _check_finite(plain)
     if plain["seed"] < 0:
         raise ConfigError(f"seed={plain['seed']}: must be zero or more")
     _check_schedule(plain["schedule"])
@@ -322,6 +325,13 @@ def _bn_batch_size(bn: int | None, m: int, kind: str) -> int | None:
         divisors = ", ".join(str(d) for d in range(1, m + 1) if m % d == 0)
         raise Undefined(f"bn_batch_size={bn} does not divide batch_size={m}; choose one of {divisors}")
     return None if bn == m else bn
+
+
+def _check_finite(plain: dict[str, Any]) -> None:
+    for group in ("model", "norm", "optimizer", "schedule"):
+        for name, value in plain[group].items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{group}.{name}={value}: must be finite")
 
 
 def _check_schedule(schedule: dict[str, Any]) -> None:

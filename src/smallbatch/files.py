@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(_MODE)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -30,6 +30,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+_MODE = 0o666 & ~_umask()  # mkstemp's 0600 would shut out other users of a shared disk

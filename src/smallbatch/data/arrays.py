@@ -74,10 +74,14 @@ def describe(data: dict[str, Any]) -> Description:
     Raises ConfigError if the source or a size is wrong.
     """
     source = {k: v for k, v in data.items() if k not in ("name", "augment", "train_size", "test_size")}
-    folder, meta = _unpacked(json.dumps(source, sort_keys=True))
+    try:
+        folder, meta = _unpacked(json.dumps(source, sort_keys=True))
+    except OSError as error:
+        raise ConfigError(f"data.root={data['root']}: {error}") from None
     sizes = []
     for split, whole in (("train", meta["train"]), ("test", meta["test"])):
-        size = data.get(f"{split}_size") or whole
+        given = data.get(f"{split}_size")
+        size = whole if given is None else given
         if not meta["classes"] <= size <= whole:
             raise ConfigError(
                 f"data.{split}_size={size}: must lie between {meta['classes']} (the classes) and {whole} (the images)"
@@ -107,11 +111,11 @@ def stratified(labels: np.ndarray, size: int) -> np.ndarray:
         return np.arange(size)
     # RandomState's stream is frozen by NumPy (NEP 19), so a subset is the same for years.
     order = np.random.RandomState(0).permutation(len(labels))
-    rank = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.sort(order[np.argsort(rank[order], kind="stable")][:size])
+    classes, counts = np.unique(labels, return_counts=True)
+    quota, rest = np.divmod(counts * size, len(labels))
+    quota[np.argsort(-rest, kind="stable")[: size - quota.sum()]] += 1  # largest remainders
+    members = (order[labels[order] == label] for label in classes)
+    return np.sort(np.concatenate([some[:n] for some, n in zip(members, quota, strict=True)]))
 
 
 def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +147,7 @@ def _unpacked(source: str) -> tuple[Path, dict[str, Any]]:
     if known and all((root / known["fingerprint"] / f"{name}.npy").exists() for name in _ARRAYS):
         return root / known["fingerprint"], known
     arrays, classes = _read_npz(path)
-    fingerprint = _sort_and_fingerprint(arrays)
+    fingerprint = _sort_and_fingerprint(arrays, classes)
     _unpack(arrays, root, fingerprint)
     meta = {
         "fingerprint": fingerprint,
@@ -181,9 +185,9 @@ def _read_note(note: Path, stamp: dict[str, Any]) -> dict[str, Any] | None:
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], int]:
     """The four arrays, checked, labels as int64, and the number of classes."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, zipfile.ZipFile(opened), np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*_ARRAYS, "classes") if name in file}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except Exception as error:  # a damaged zip raises a dozen kinds: OSError, ValueError, zlib.error, …
         raise ConfigError(f"{path}: not a readable .npz ({error}); is it complete?") from None
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
@@ -195,6 +199,8 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], int]:
         raise ConfigError(f"{path}: train and test images differ in shape")
     names = arrays.pop("classes", None)
     highest = max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test"))
+    if names is not None and names.ndim != 1:
+        raise ConfigError(f"{path}: classes has shape {names.shape}; it must be the names, (classes,)")
     classes = highest + 1 if names is None else len(names)
     if highest >= classes:
         raise ConfigError(f"{path}: label {highest} is out of range for {classes} classes")
@@ -214,7 +220,7 @@ def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray)
         raise ConfigError(f"{path}: {split}_labels has the negative label {labels.min()}")
 
 
-def _sort_and_fingerprint(arrays: dict[str, np.ndarray]) -> str:
+def _sort_and_fingerprint(arrays: dict[str, np.ndarray], classes: int) -> str:
     """Put each split in the order of its images' hashes, in place; sixteen hex digits over the hashes.
 
     So copies of a data set that differ in order only are one data set: same key, subset and result.
@@ -227,6 +233,8 @@ def _sort_and_fingerprint(arrays: dict[str, np.ndarray]) -> str:
         order = np.argsort(digests, kind="stable")
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[order], labels[order]
         whole.update(f"{split} {images.shape} {' '.join(digests[order])}".encode())
+    if classes > 1 + max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test")):
+        whole.update(f"{classes} classes".encode())  # more outputs than the labels show
     return whole.hexdigest()[:16]
 
 

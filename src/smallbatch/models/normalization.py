@@ -31,7 +31,7 @@ class Normalization:
         if self.kind == "none" or (dense and self.layers == "conv"):
             return nn.Identity()
         if self.kind == "group":
-            if features % self.groups:
+            if self.groups < 1 or features % self.groups:
                 raise ConfigError(f"norm.groups={self.groups} does not divide {features} channels")
             return nn.GroupNorm(self.groups, features, eps=self.eps)
         return GhostBatchNorm(features, self.bn_batch_size, self.eps, self.memory)

@@ -18,6 +18,5 @@ def factor(schedule: dict[str, Any], update: int, total: int) -> float:
     if schedule["kind"] == "cosine":
         return (1 + math.cos(math.pi * done)) / 2
     if schedule["kind"] == "steps":
-        # Multiplied out, so that a drop at half of an odd number of updates falls behind it.
-        return math.prod(schedule["drop_factor"] for drop in schedule["drops"] if update >= drop * total)
+        return math.prod(schedule["drop_factor"] for drop in schedule["drops"] if done >= drop)
     return 1.0

@@ -10,16 +10,21 @@ the columns of `python src/runs.py list`. Writes PNG and SVG.
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from smallbatch import store
 from smallbatch.compose import CONF, compose
 from smallbatch.config import ConfigError, Figure
-from smallbatch.grid import expand
+from smallbatch.data import Description
+from smallbatch.grid import expand, figure_config
 from smallbatch.store import Record
+
+MOST_NAMED = 20  # missing runs of one figure
 
 
 def main() -> None:
@@ -49,7 +54,7 @@ def _draw_all(records: dict[str, Record], out: Path) -> int:
     """Every figure at every scale of which the store has a run."""
     drawn = 0
     for path in sorted((CONF / "figure").glob("*.yaml")):
-        for scale in OmegaConf.load(path).scales:
+        for scale in figure_config(path.stem, compose).scales:
             drawn += _draw_figure([f"figure={path.stem}", f"scale={scale}"], records, out, quiet=True)
     return drawn
 
@@ -59,7 +64,7 @@ def _draw_figure(words: list[str], records: dict[str, Record], out: Path, quiet:
     from smallbatch.paper import figures
     from smallbatch.table import table
 
-    grid = expand(words, compose)
+    grid = expand(words, compose, _described_by(records))
     present = [records[p.run.key] for p in grid.points if p.run.key in records]
     missing = [p for p in grid.points if p.run.key not in records]
     if not present:
@@ -72,9 +77,27 @@ def _draw_figure(words: list[str], records: dict[str, Record], out: Path, quiet:
     note = f"{figures.describe(frame)}. Scale: {scale}" + ("" if scale == "paper" else ", not the paper's size") + "."
     for path in figures.save(figures.sweep(frame, title, note, len(grid.points)), out / f"{name}-{scale}"):
         print(path)
-    for point in missing:
+    for point in missing[:MOST_NAMED]:
         print(f"missing: {point.run.label}")
+    if len(missing) > MOST_NAMED:
+        print(f"missing: {len(missing) - MOST_NAMED} more")
     return 1
+
+
+def _described_by(records: dict[str, Record]) -> Callable[[dict[str, Any]], Description]:
+    """What the data of a figure are, as its runs know it: drawing needs no images, and downloads none.
+
+    If runs of one name saw different images, those seen by the most runs are meant.
+    """
+    seen = Counter((record.run.data["name"], record.run.data["fingerprint"]) for record in records.values())
+    fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
+
+    def describe(data: dict[str, Any]) -> Description:
+        sizes = (data["train_size"] or sys.maxsize, data["test_size"] or sys.maxsize)
+        fingerprint = fingerprints.get(data["name"], "")
+        return Description(data["name"], Path(), fingerprint, 0, *sizes, (sys.maxsize, sys.maxsize))
+
+    return describe
 
 
 def _title(figures: list[Figure]) -> str:

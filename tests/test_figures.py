@@ -126,6 +126,20 @@ def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder,
     assert {path.suffix: path.read_bytes() for path in (tmp_path / "out").iterdir()} == pictures
 
 
+def test_drawing_needs_no_data_and_makes_none(folder, tmp_path, command):
+    words = ["--store", folder, "--out", tmp_path / "out", *GRID, "seed=0,1", f"data.root={tmp_path / 'nowhere'}"]
+    assert command(figures_command, *words)[0] == 0
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command):
+    status, output = command(figures_command, "--store", folder, "--out", tmp_path / "out")
+    assert status == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["fig01-smoke.png", "fig01-smoke.svg"]
+    assert "missing: alexnet digits m=2 η̃=2^-12 s=0" in output
+    assert "missing: 9 more" in output
+
+
 def test_a_figure_without_runs_says_how_to_train_it(folder, tmp_path, command):
     words = ["--store", folder, "--out", tmp_path / "out", *GRID, "epochs=77", "data.root=" + str(tmp_path / "data")]
     status, _ = command(figures_command, *words)

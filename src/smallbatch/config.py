@@ -273,9 +273,13 @@ def identity(run: Run) -> dict[str, Any]:
     return present | {"base_lr": float(run.base_lr).hex(), "weight_decay": float(run.weight_decay).hex()}
 
 
-def make_run(cfg: DictConfig) -> Run:
-    """Check one composed config and freeze it. Raises ConfigError (also for data that cannot be read)."""
-    from smallbatch.data import describe  # numpy only; here so that schemas alone stay light
+def make_run(cfg: DictConfig, describe: Any = None) -> Run:
+    """Check one composed config and freeze it. Raises ConfigError (also for data that cannot be read).
+
+    `describe` (see `smallbatch.data`) tells what the data are; by default by finding and reading them.
+    """
+    if describe is None:
+        from smallbatch.data import describe  # numpy only; here so that schemas alone stay light
 
     try:
         plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)

@@ -24,6 +24,7 @@ _ABSENT = object()
 GROUPS = ("model", "data", "norm", "optimizer", "schedule", "machine")
 
 Compose = Callable[[list[str]], DictConfig]
+Describe = Callable[[dict[str, Any]], Description]
 Axes = dict[str, list[str]]
 
 
@@ -50,7 +51,7 @@ class Grid:
     figures: list[Figure] = field(default_factory=list)
 
 
-def expand(arguments: list[str], compose: Compose) -> Grid:
+def expand(arguments: list[str], compose: Compose, describe: Describe = describe) -> Grid:
     """Expand a command line into its grid.
 
     `compose` turns overrides without commas into the config. Raises ConfigError or Hydra's own errors
@@ -74,7 +75,7 @@ def expand(arguments: list[str], compose: Compose) -> Grid:
                     if leaf not in current:
                         _set(cfg, leaf)
                 current = leaves
-                _add(grid, known, cfg, groups + leaves + plain)
+                _add(grid, known, cfg, groups + leaves + plain, describe)
     if not grid.points:
         reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
         raise ConfigError(f"no point of this grid can be trained: {reasons}")
@@ -154,9 +155,9 @@ def _set(cfg: DictConfig, leaf: str) -> None:
         raise ConfigError(f"{leaf}: {str(error).splitlines()[0]}") from None
 
 
-def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str]) -> None:
+def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str], describe: Describe) -> None:
     try:
-        run = make_run(cfg)
+        run = make_run(cfg, describe)
     except Undefined as error:
         grid.undefined.append((" ".join(overrides), str(error)))
         return

@@ -199,7 +199,7 @@ class Progress:
             print(f"{erase}{done:>{len(str(self.total))}}/{self.total} {text}{self._left()}", flush=True)
 
     def _line(self, running: int) -> str:
-        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items() if n)
+        counts = ", ".join(f"{self.counts[status]} {status}" for status in ("skipped", *store.ENDED, "failed"))
         return f"{self.total - len(self.waiting)}/{self.total} done ({counts}), {running} running{self._left()}"
 
     def _left(self) -> str:

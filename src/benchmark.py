@@ -3,11 +3,12 @@
     python src/benchmark.py               # everything, about 10 minutes
     python src/benchmark.py --only step   # one part: step, parallel, start, memory
 
-Images are random, of CIFAR-10's shape, so nothing is downloaded. Ratios are of neighbours in time in
-one process, so that a noisy machine disturbs both alike; the median of n rounds is shown.
+Images are random, of CIFAR-10's shape, so nothing is downloaded. Ratios are of neighbours in time, so
+that a noisy machine disturbs both alike; medians are shown.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import resource
@@ -15,14 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 SOURCE = Path(__file__).parent
 SIZES = (2, 8, 32, 128)
+TEST_IMAGES = 512
 SMALL_RATE = "2**-16"  # nothing diverges, so every step does its whole work
 
 
@@ -30,11 +35,11 @@ def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["step", "parallel", "start", "memory"])
-    parser.add_argument("--rounds", type=int, default=7, help="rounds per row of the step table")
+    parser.add_argument("--rounds", type=int, default=15, help="epochs per row of the step table")
     parser.add_argument("--child", metavar="DATA", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(_lightning_rate(Path(arguments.child), "alexnet", 2, 4096, epochs=3)))
+        print(json.dumps(_lightning_rate(Path(arguments.child), "alexnet", 2, 2048, epochs=6)))
         return
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "numpy"))
     print(f"{_processor()}, {platform.system()}, Python {platform.python_version()}, {packages}\n")
@@ -46,23 +51,27 @@ def main() -> None:
 
 
 def step(data: Path, rounds: int) -> None:
-    """Training images/s of a run (augmentation, sums, checkpoints and all) against the hand-written loop."""
-    print(f"Training, one thread, images/s: a run / by hand; median of n = {rounds} rounds")
-    print(f"{'network':<10}{'m':>5}{'run':>9}{'by hand':>9}{'ratio':>7}{'min':>7}{'max':>7}{'evaluation / epoch':>20}")
-    for model in ("alexnet", "resnet32"):
-        for m in SIZES:
-            images = (1024 if m < 32 else 2048) // (1 if model == "alexnet" else 4)
-            pairs = []
-            for turn in range(rounds):  # first one, then the other goes first
-                hand = _hand_rate(data, model, m, images) if turn % 2 else 0.0
-                run, evaluated = _lightning_rate(data, model, m, images)
-                pairs.append((run, hand or _hand_rate(data, model, m, images), evaluated))
-            ratios = [run / hand for run, hand, _ in pairs]
-            run, hand, evaluated = (median(column) for column in zip(*pairs, strict=True))
-            share = (10_000 / evaluated) / (50_000 / run)
+    """Training images/s of a run (augmentation, sums, checkpoints and all) against the hand-written loop.
+
+    The loop takes its turn after every epoch of the run; an epoch, of about a second, is held against
+    the mean of the turns before and after it.
+    """
+    print(f"Training, one thread, images/s: a run / by hand; medians over n = {rounds} epochs, quartiles of the ratio")
+    print(
+        f"{'network':<10}{'m':>5}{'run':>9}{'by hand':>9}{'ratio':>8}{'25 %':>7}{'75 %':>7}{'evaluation / epoch':>20}"
+    )
+    for model, sizes in (("alexnet", (256, 512, 1024, 1024)), ("resnet32", (64, 128, 128, 256))):
+        for m, images in zip(SIZES, sizes, strict=True):
+            rows, turns = _in_turns(data, model, m, images, rounds + 1)
+            run = [row["train_seconds"] for row in rows[1:]]  # the first epoch warms up
+            hand = [(before + after) / 2 for before, after in itertools.pairwise(turns)]
+            ratios = [b / a for a, b in zip(run, hand, strict=True)]
+            low, middle, high = quantiles(ratios, n=4)
+            evaluation = median(row["eval_seconds"] for row in rows[1:]) / TEST_IMAGES * 10_000
+            share = evaluation / (median(run) / images * 50_000)
             print(
-                f"{model:<10}{m:>5}{run:>9.0f}{hand:>9.0f}{median(ratios):>7.3f}{min(ratios):>7.3f}{max(ratios):>7.3f}"
-                f"{share:>19.1%}",
+                f"{model:<10}{m:>5}{images / median(run):>9.0f}{images / median(hand):>9.0f}"
+                f"{middle:>8.3f}{low:>7.3f}{high:>7.3f}{share:>19.1%}",
                 flush=True,
             )
     print()
@@ -71,7 +80,7 @@ def step(data: Path, rounds: int) -> None:
 def parallel(data: Path, rounds: int) -> None:
     """Images/s of two processes side by side against one alone, AlexNet, m = 2."""
     ratios = []
-    for _ in range(max(1, rounds // 2)):
+    for _ in range(max(1, rounds // 5)):
         alone = _children(data, 1)
         ratios.append(_children(data, 2) / alone)
     print(
@@ -83,7 +92,7 @@ def start(data: Path, rounds: int) -> None:
     """Wall seconds of a whole run of one update: an upper bound on the way to the first update."""
     seconds = []
     with tempfile.TemporaryDirectory() as temporary:
-        for seed in range(max(1, rounds // 2)):
+        for seed in range(max(1, rounds // 5)):
             began = time.perf_counter()
             _train(data, temporary, "batch_size=10", "data.train_size=10", "data.test_size=10", f"seed={seed}")
             seconds.append(time.perf_counter() - began)
@@ -109,25 +118,43 @@ def _train(data: Path, store: str, *overrides: str) -> None:
 def _children(data: Path, count: int) -> float:
     command = [sys.executable, __file__, "--child", str(data)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
-    return float(sum(json.loads(process.communicate()[0])[0] for process in processes))
+    return float(sum(json.loads(process.communicate()[0]) for process in processes))
 
 
-def _lightning_rate(data: Path, model: str, m: int, images: int, epochs: int = 2) -> tuple[float, float]:
-    """Training and evaluation images/s of a run as a user has it, on its last epochs."""
-    cfg, run = _config(data, model, m, images, epochs)
+def _lightning_rate(data: Path, model: str, m: int, images: int, epochs: int) -> float:
+    """Training images/s of a run as a user has it, without its first epoch."""
+    rows = _rows(data, model, m, images, epochs)[1:]
+    return images * len(rows) / sum(row["train_seconds"] for row in rows)
+
+
+def _in_turns(data: Path, model: str, m: int, images: int, epochs: int) -> tuple[list[dict[str, float]], list[float]]:
+    """The epochs of a run, and the seconds of the hand-written loop after each."""
+    from smallbatch.training.run import KeepRun
+
+    by_hand, turns = _hand_loop(data, model, m, images), []
+    keep = KeepRun.on_train_epoch_end
+
+    def keep_and_take_turn(self: Any, trainer: Any, module: Any) -> None:
+        keep(self, trainer, module)
+        began = time.perf_counter()
+        by_hand()
+        turns.append(time.perf_counter() - began)
+
+    with patch.object(KeepRun, "on_train_epoch_end", keep_and_take_turn):
+        return _rows(data, model, m, images, epochs), turns
+
+
+def _rows(data: Path, model: str, m: int, images: int, epochs: int) -> list[dict[str, float]]:
     from smallbatch.training import train
 
+    cfg, run = _config(data, model, m, images, epochs)
     with tempfile.TemporaryDirectory() as temporary:
         cfg.store = temporary
-        record = train(run, cfg, say=print).record
-    rows = record.rows[1:]  # the first epoch warms up
-    return images * len(rows) / sum(r["train_seconds"] for r in rows), 512 * len(rows) / sum(
-        r["eval_seconds"] for r in rows
-    )
+        return train(run, cfg, say=print).record.rows
 
 
-def _hand_rate(data: Path, model: str, m: int, images: int) -> float:
-    """Images/s of a plain PyTorch loop: the same network, channels-last, fused SGD, augmented tensors ready."""
+def _hand_loop(data: Path, model: str, m: int, images: int) -> Callable[[], None]:
+    """A plain PyTorch loop: the same network, channels-last, fused SGD, augmented tensors ready in memory."""
     import torch
     from omegaconf import OmegaConf
     from torch.nn import functional as F
@@ -136,22 +163,23 @@ def _hand_rate(data: Path, model: str, m: int, images: int) -> float:
     from smallbatch.data.blocks import TrainBlocks
     from smallbatch.models import build
 
-    cfg, run = _config(data, model, m, images, 2)
+    torch.set_num_threads(1)
+    cfg, run = _config(data, model, m, images, 1)
     arrays = load(describe(OmegaConf.to_container(cfg.data)))  # type: ignore[arg-type]
-    batches = [pair for x, y in TrainBlocks(arrays, m, True, 0, 0) for pair in zip(x.split(m), y.split(m), strict=True)]
+    blocks = TrainBlocks(arrays, m, True, 0, 0)
+    batches = [pair for x, y in blocks for pair in zip(x.split(m), y.split(m), strict=True)]
     network = build(run, arrays.channels, arrays.classes)
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=run.base_lr * m, weight_decay=run.weight_decay, fused=True)
-    seconds = []
-    for _ in range(2):
-        began = time.perf_counter()
+
+    def loop() -> None:
         for x, y in batches:
             loss = F.cross_entropy(network(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        seconds.append(time.perf_counter() - began)
-    return len(batches) * m / seconds[-1]
+
+    return loop
 
 
 def _config(data: Path, model: str, m: int, images: int, epochs: int):  # type: ignore[no-untyped-def]
@@ -162,7 +190,7 @@ def _config(data: Path, model: str, m: int, images: int, epochs: int):  # type: 
     cfg = compose(
         [
             *(f"model={model}", f"norm={norm}", "data=arrays", f"data.path={data}", f"data.root={data.parent}"),
-            *("data.augment=true", f"data.train_size={images}", "data.test_size=512", f"batch_size={m}"),
+            *("data.augment=true", f"data.train_size={images}", f"data.test_size={TEST_IMAGES}", f"batch_size={m}"),
             *(f"base_lr={SMALL_RATE}", f"epochs={epochs}", "progress=false", "machine.accelerator=cpu"),
         ]
     )

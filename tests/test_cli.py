@@ -37,6 +37,8 @@ def root(tmp_path_factory):
 def start(root):
     """Start `python src/train.py` on the small digits and a store, in its own process group."""
     (root / "fragile.py").write_text(FRAGILE)
+    # Where the tests run as a background job Ctrl-C is ignored, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def popen(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "src/train.py", *arguments, *SMALL, f"data.root={root}/data", f"store={folder}"]

@@ -145,6 +145,14 @@ def _status(folders: Path, point: Point, before: dict[str, Any]) -> str:
     return "elsewhere" if store.claimed(store.folder(folders, point.run)) else "missing"
 
 
+def _share(path: Path, point: Point) -> float:
+    """The share of its epochs that a run in training has behind it."""
+    try:
+        return max(0, (path / "epochs.csv").read_text(encoding="utf-8").count("\n") - 1) / point.run.epochs
+    except OSError:
+        return 0.0
+
+
 class Progress:
     """While it is entered: watches the run folders, whoever trains them, and prints each run that ends."""
 
@@ -152,7 +160,7 @@ class Progress:
         self.waiting, self.folders, self.before, self.total = list(points), folders, before, total
         self.counts: Counter[str] = Counter({"skipped": total - len(points)})
         self.price = sum(map(cost, points))
-        self.paid = 0.0
+        self.paid = self.begun = 0.0
         self.start = self.printed = time.monotonic()
         self.stop = threading.Event()
         self.live = sys.stdout.isatty()
@@ -173,7 +181,7 @@ class Progress:
             self._look()
 
     def _look(self) -> None:
-        running = 0
+        running, begun = 0, 0.0
         for point in list(self.waiting):
             status = _status(self.folders, point, self.before)
             if status in (*store.ENDED, "failed"):
@@ -183,6 +191,8 @@ class Progress:
                 self._print_end(point)
             elif status == "elsewhere":
                 running += 1
+                begun += cost(point) * _share(store.folder(self.folders, point.run), point)
+        self.begun = begun
         if self.live and self.waiting:
             print(f"\r\033[K{self._line(running)}", end="", flush=True)
         elif self.waiting and time.monotonic() - self.printed > QUIET:
@@ -204,9 +214,10 @@ class Progress:
 
     def _left(self) -> str:
         """Time left, from what the runs so far cost against their price."""
-        if not self.paid or not self.waiting:
+        paid = self.paid + self.begun
+        if not paid or not self.waiting:
             return ""
-        seconds = (time.monotonic() - self.start) * (self.price - self.paid) / self.paid
+        seconds = (time.monotonic() - self.start) * (self.price - paid) / paid
         return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
 

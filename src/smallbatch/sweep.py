@@ -214,7 +214,7 @@ class Progress:
 
     def _left(self) -> str:
         """Time left, from what the runs so far cost against their price."""
-        paid = self.paid + self.begun
+        paid = min(self.paid + self.begun, self.price)  # a run that has just ended is in both
         if not paid or not self.waiting:
             return ""
         seconds = (time.monotonic() - self.start) * (self.price - paid) / paid

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError, Figure, make_run
-from smallbatch.grid import Grid, expand
+from smallbatch.grid import Grid, expand, figure_names, stages
 
 
 @pytest.fixture
@@ -214,14 +214,20 @@ def test_figures_that_share_runs_train_them_once(grid):
     assert len(both.points) == 35 + 50
 
 
-def test_arms_are_a_union_of_products_and_later_settings_win(root):
-    """common < arm < the scale's settings (smoke: 10 epochs) < the figure's for the scale < the command line."""
+def test_a_figure_is_a_union_of_products_and_later_settings_win(root):
+    """common < the scale's settings (smoke: 10 epochs) < each product of the figure's scale < the command line."""
     figure = Figure(
         name="drawn",
-        title="Three arms that share runs",
+        title="Three products that share runs",
         common={"batch_size": [2, 4], "epochs": 1, "seed": 1, "norm": "batch"},
-        arms=[{"base_lr": 0.5}, {"base_lr": [0.5, 0.25], "batch_size": 4, "epochs": 2}, {"norm": "none", "base_lr": 1}],
-        scales={"smoke": {"seed": [5]}},
+        scales={
+            "smoke": [
+                {"base_lr": 0.5, "seed": [5]},
+                {"base_lr": [0.5, 0.25], "batch_size": 4, "seed": 5},
+                {"norm": "none", "base_lr": 1, "epochs": 2},
+            ],
+            "reduced": {"base_lr": 1},
+        },
     )
 
     def with_figure(overrides: list[str]) -> DictConfig:
@@ -234,11 +240,49 @@ def test_arms_are_a_union_of_products_and_later_settings_win(root):
         return sorted((p.run.norm["kind"], *rest) for p, rest in zip(grid.points, values(grid, *names), strict=True))
 
     names = ("batch_size", "base_lr", "seed", "epochs")
-    none = [("none", 2, 1, 5, 10), ("none", 4, 1, 5, 10)]
+    none = [("none", 2, 1, 1, 2), ("none", 4, 1, 1, 2)]
     assert found() == [("batch", 2, 0.5, 5, 10), ("batch", 4, 0.25, 5, 10), ("batch", 4, 0.5, 5, 10), *none]
-    figure.scales["smoke"]["epochs"] = 4
-    assert found("seed=6", "norm=none") == [
+    assert found("seed=6", "norm=none", "epochs=4") == [
         ("none", 2, 0.5, 6, 4), ("none", 2, 1, 6, 4), ("none", 4, 0.25, 6, 4), ("none", 4, 0.5, 6, 4),
         ("none", 4, 1, 6, 4),
     ]  # fmt: skip
-    assert found("batch_size=8", "epochs=3", "base_lr=0.5") == [("batch", 8, 0.5, 5, 3), ("none", 8, 0.5, 5, 3)]
+    assert found("batch_size=8", "epochs=3", "base_lr=0.5", "seed=5") == [
+        ("batch", 8, 0.5, 5, 3),
+        ("none", 8, 0.5, 5, 3),
+    ]
+    with pytest.raises(ConfigError, match="has no scale=paper; it has smoke, reduced"):
+        expand([f"data.root={root}", "figure=drawn"], with_figure)
+
+
+def test_all_is_every_figure_and_dependent_ones_are_trained_last():
+    names = figure_names(["all"])
+    assert {"fig01", "fig13a", "fig15", "resnet32_nobn", "sgd_paths", "variance"} <= set(names)
+    assert "all" not in names
+    first, last = stages(["figure=all", "scale=smoke", "seed=1"], compose)
+    assert last == ["figure=fig13a,fig13b,fig14", "scale=smoke", "seed=1"]
+    assert first[1:] == last[1:]
+    trained = first[0].removeprefix("figure=").split(",")
+    assert set(trained) == set(names) - {"fig13a", "fig13b", "fig14", "fig15", "fig16", "sgd_paths"}
+    assert stages(["figure=fig13a,fig08", "base_lr=2**-8"], compose) == [["figure=fig13a,fig08", "base_lr=2**-8"]]
+    assert stages(["batch_size=2,4"], compose) == [["batch_size=2,4"]]
+    with pytest.raises(ConfigError, match=r"trains nothing.* fig01, .*python src/figures.py figure=fig15"):
+        stages(["figure=fig15"], compose)
+
+
+def test_the_best_rates_of_another_figure_become_one_point_a_batch_size(grid, root):
+    asked = []
+
+    def rates(words, sizes):
+        asked.append((words, sizes))
+        return {16: 0.25, 128: 0.5}
+
+    words = [f"data.root={root}", "figure=fig13a", "scale=smoke", "seed=3", "bn_batch_size=4,16,128", "epochs=2"]
+    found = expand(words, compose, rates=rates)
+    assert sorted(values(found, "batch_size", "bn_batch_size", "base_lr", "seed"), key=str) == [
+        (128, 16, 0.5, 3), (128, 4, 0.5, 3), (128, None, 0.5, 3), (16, 4, 0.25, 3), (16, None, 0.25, 3)
+    ]  # fmt: skip
+    assert asked == [(["figure=fig08", "scale=smoke", f"data.root={root}", "epochs=2"], [16, 128])]
+    explicit = expand([*words, "base_lr=1/8"], compose)
+    assert {p.run.base_lr for p in explicit.points} == {0.125}
+    with pytest.raises(ConfigError, match="best η̃ of fig08's runs; give base_lr="):
+        expand(words, compose)

@@ -18,6 +18,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 # Raised by one whenever a change alters what a run computes, or a default below changes.
 PROTOCOL = 1
+VARIED = ("batch_size", "base_lr", "bn_batch_size", "seed")  # what a sweep varies within one setting
 
 
 class ConfigError(Exception):
@@ -31,6 +32,7 @@ class Undefined(ConfigError):
 NormKind = Enum("NormKind", ["none", "batch", "group"])
 NormLayers = Enum("NormLayers", ["all", "conv"])
 ScheduleKind = Enum("ScheduleKind", ["steps", "constant", "cosine"])
+Draw = Enum("Draw", ["sweep", "convergence", "bn_batch", "best", "range", "variance", "paths"])
 Precision = Enum("Precision", {"32-true": "32-true", "64-true": "64-true", "bf16-mixed": "bf16-mixed"})
 
 
@@ -102,6 +104,14 @@ class AdamW:
 
 
 @dataclass
+class Still:
+    """SGD's updates, measured but not made (T1)."""
+
+    _target_: str = "smallbatch.training.still.Still"
+    name: str = "still"
+
+
+@dataclass
 class Schedule:
     """Factor on the learning rate against the share of all updates that is done."""
 
@@ -121,14 +131,24 @@ class Machine:
 
 
 @dataclass
+class DigitsData(Data):
+    """The embedded digits, enlarged to `side` pixels, a multiple of 8."""
+
+    side: int = 32
+
+
+@dataclass
 class Figure:
-    """A named set of runs and how it is drawn (see `grid.py` for how arms and scales combine)."""
+    """A named set of runs and how it is drawn (see `grid.py` for how its parts combine)."""
 
     name: str = MISSING
     title: str = MISSING
+    draw: Draw = Draw.sweep
     common: dict[str, Any] = field(default_factory=dict)
-    arms: list[dict[str, Any]] = field(default_factory=lambda: [{}])
-    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scales: dict[str, Any] = field(default_factory=dict)  # by scale: a product of axes, or a list of such
+    rates_of: str | None = None  # base_lr=best: each batch_size takes the best η̃ of this figure's runs
+    of: list[str] = field(default_factory=list)  # a summary: trains nothing, draws these figures' runs
+    stand_in: dict[str, str] = field(default_factory=dict)  # by scale: what its runs do not show
 
 
 @dataclass
@@ -168,7 +188,8 @@ def register() -> None:
     """Make the schemas known to Hydra, as `config_schema` and the group `schema`."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
-    for node in (AlexNet, ResNet, Norm, Data, ArraysData, SGD, AdamW, Schedule, Machine, Figure, Scale):
+    groups = (AlexNet, ResNet, Norm, Data, ArraysData, DigitsData, SGD, AdamW, Still, Schedule, Machine, Figure, Scale)
+    for node in groups:
         store.store(group="schema", name=node.__name__.lower(), node=node)
 
 

@@ -1,8 +1,8 @@
 """From a command line to runs: the one expansion that training, planning and drawing use.
 
 A command line (`model=alexnet batch_size=2,4 …`) is one product of axes. A figure is a union of such
-products, its arms: for each arm, settings come from the figure's `common`, the arm, the scale's
-`settings`, the figure's `scales[scale]` and the command line, the later ones replacing the earlier.
+products: settings come from the figure's `common`, the scale's `settings`, each product in the
+figure's `scales[scale]` and the command line, the later ones replacing the earlier.
 """
 
 import difflib
@@ -17,7 +17,8 @@ from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from smallbatch.config import ConfigError, Figure, Run, Undefined, make_run
+from smallbatch.compose import CONF
+from smallbatch.config import VARIED, ConfigError, Figure, Run, Undefined, make_run
 from smallbatch.data import Description, describe
 
 _ABSENT = object()
@@ -26,6 +27,9 @@ GROUPS = ("model", "data", "norm", "optimizer", "schedule", "machine")
 Compose = Callable[[list[str]], DictConfig]
 Describe = Callable[[dict[str, Any]], Description]
 Axes = dict[str, list[str]]
+# The best η̃ for each of some batch sizes, from the runs of the grid that some words name.
+Rates = Callable[[list[str], list[int]], dict[int, float]]
+BEST = "best"  # the value of base_lr that asks for it
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,21 @@ class Grid:
     figures: list[Figure] = field(default_factory=list)
 
 
-def expand(arguments: list[str], compose: Compose, describe: Describe = describe) -> Grid:
+def expand(arguments: list[str], compose: Compose, describe: Describe = describe, rates: Rates | None = None) -> Grid:
     """Expand a command line into its grid.
 
-    `compose` turns overrides without commas into the config. Raises ConfigError or Hydra's own errors
-    for what is wrong with every point, and ConfigError if no point is valid.
+    `compose` turns overrides without commas into the config; `rates` finds what `base_lr: best` of a figure
+    stands for. Raises ConfigError or Hydra's own errors for what is wrong with every point, and ConfigError
+    if no point is valid.
     """
     given, plain = _parse(arguments)
-    figures = [figure_config(name, compose) for name in given.pop("figure", []) if name != "null"]
+    figures = [figure_config(name, compose) for name in figure_names(given.pop("figure", []))]
     if "scale" in given and not figures:
         raise ConfigError(f"scale={','.join(given['scale'])} belongs to figures: add figure=…")
     scales = given.pop("scale", ["paper"])
     grid = Grid(figures=figures)
     known: set[str] = set()
-    for axes in _products(figures, scales, given, compose):
+    for axes in _products(figures, scales, given, compose, rates):
         group_axes = {k: v for k, v in axes.items() if k in GROUPS}
         leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
         for groups in _combinations(group_axes):
@@ -76,6 +81,8 @@ def expand(arguments: list[str], compose: Compose, describe: Describe = describe
                         _set(cfg, leaf)
                 current = leaves
                 _add(grid, known, cfg, groups + leaves + plain, describe)
+    if figures and not any(figure.scales for figure in figures):
+        raise ConfigError("; ".join(map(_trains_nothing, figures)))
     if not grid.points:
         reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
         raise ConfigError(f"no point of this grid can be trained: {reasons}")
@@ -87,6 +94,33 @@ def figure_config(name: str, compose: Compose) -> Figure:
     figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
     assert isinstance(figure, Figure)
     return figure
+
+
+def figure_names(given: list[str]) -> list[str]:
+    """The names with `all` written out, each once, in order; none for `null`."""
+    every = sorted({path.stem for path in (CONF / "figure").glob("*.yaml")} - {"all"})
+    names = [n for name in given for n in (every if name == "all" else [name]) if n != "null"]
+    return list(dict.fromkeys(names))
+
+
+def stages(arguments: list[str], compose: Compose) -> list[list[str]]:
+    """The command line cut into those to train one after the other: figures that need others' best η̃ come last."""
+    given, _ = _parse(arguments)
+    names = figure_names(given.get("figure", []))
+    if not names:
+        return [arguments]
+    figures = [figure_config(name, compose) for name in names]
+    rest = [argument for argument in arguments if not argument.startswith("figure=")]
+    first = [f.name for f in figures if f.scales and (f.rates_of is None or "base_lr" in given)]
+    last = [f.name for f in figures if f.scales and f.name not in first]
+    if not first and not last:
+        raise ConfigError("; ".join(map(_trains_nothing, figures)))
+    return [[f"figure={','.join(some)}", *rest] for some in (first, last) if some]
+
+
+def _trains_nothing(figure: Figure) -> str:
+    of = f" from the runs of {', '.join(figure.of)}" if figure.of else ""
+    return f"figure={figure.name} trains nothing; it is drawn{of} by python src/figures.py figure={figure.name}"
 
 
 def _parse(arguments: list[str]) -> tuple[Axes, list[str]]:
@@ -109,18 +143,39 @@ def _values(override: Override) -> list[str]:
     return [str(value) for value in override.sweep_string_iterator()]
 
 
-def _products(figures: list[Figure], scales: list[str], given: Axes, compose: Compose) -> Iterator[Axes]:
+def _products(
+    figures: list[Figure], scales: list[str], given: Axes, compose: Compose, rates: Rates | None
+) -> Iterator[Axes]:
     if not figures:
         yield given
         return
     for scale, figure in itertools.product(scales, figures):
-        if scale not in figure.scales:
+        if figure.scales and scale not in figure.scales:
             raise ConfigError(f"figure={figure.name} has no scale={scale}; it has {', '.join(figure.scales)}")
         settings = OmegaConf.to_container(compose([f"scale={scale}"]).scale.settings)
         assert isinstance(settings, dict)
-        for arm in figure.arms:
-            merged = {**figure.common, **arm, **settings, **figure.scales[scale]}
-            yield {str(key): _as_axis(value) for key, value in merged.items()} | given
+        products = figure.scales.get(scale, [])
+        for product in products if isinstance(products, list) else [products]:
+            merged = {**figure.common, **settings, **product}
+            axes = {str(key): _as_axis(value) for key, value in merged.items()} | given
+            yield from _with_best_rates(axes, figure, [f"scale={scale}", *_without_sweep(given)], rates)
+
+
+def _without_sweep(given: Axes) -> list[str]:
+    """The words of a command line, less those of axes that the runs behind a best η̃ have of their own."""
+    return [f"{key}={','.join(values)}" for key, values in given.items() if key not in VARIED]
+
+
+def _with_best_rates(axes: Axes, figure: Figure, words: list[str], rates: Rates | None) -> Iterator[Axes]:
+    """The product itself, or one for each batch size at its best η̃."""
+    if axes.get("base_lr") != [BEST]:
+        yield axes
+        return
+    if rates is None or figure.rates_of is None:
+        raise ConfigError(f"figure={figure.name} takes the best η̃ of {figure.rates_of}'s runs; give base_lr=…")
+    best = rates([f"figure={figure.rates_of}", *words], [int(m) for m in axes["batch_size"]])
+    for m, rate in best.items():
+        yield axes | {"batch_size": [str(m)], "base_lr": [repr(rate)]}
 
 
 def _as_axis(value: Any) -> list[str]:

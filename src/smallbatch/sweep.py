@@ -12,23 +12,36 @@ from omegaconf import DictConfig
 
 from smallbatch import store
 from smallbatch.config import ConfigError, format_power
-from smallbatch.grid import Compose, Grid, Point, expand
+from smallbatch.data import describe
+from smallbatch.grid import Compose, Grid, Point, Rates, expand, stages
+from smallbatch.lookup import Ended, best_rates
 from smallbatch.store import DamagedRun, Record
 
 QUIET = 60.0  # seconds without news after which a log that is no terminal gets a line of how it goes
+
+MOST_NAMED = 10  # points left out
 
 Launch = Callable[[Sequence[Sequence[str]]], Any]
 
 
 def sweep(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfig) -> None:
     """Train the missing points of a command line's grid. Exits 1 if one failed, 130 on Ctrl-C."""
+    failed = False
     try:
-        grid = expand(arguments, compose)
-        folders = Path(cfg.store)
-        found = {} if cfg.overwrite else _ended(grid.points, folders)
-        missing = _trainable(grid, [p for p in grid.points if p.run.key not in found], compose)
+        for stage in stages(arguments, compose):
+            failed |= _train_stage(stage, compose, launch, cfg)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    if failed:
+        sys.exit(1)
+
+
+def _train_stage(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfig) -> bool:
+    """Train the missing points of one stage; whether one failed. Raises ConfigError."""
+    folders = Path(cfg.store)
+    grid = expand(arguments, compose, rates=lambda *asked: _best_rates(folders, compose)(*asked))
+    found = {} if cfg.overwrite else _ended(grid.points, folders)
+    missing = _trainable(grid, [p for p in grid.points if p.run.key not in found], compose)
     _say_plan(grid, len(found), missing)
     # The longest first, so that processes in parallel end together.
     missing.sort(key=cost, reverse=True)
@@ -43,9 +56,11 @@ def sweep(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfi
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    failed = [p for p in missing if _status(folders, p, before) not in (*store.ENDED, "elsewhere")]
-    if failed:
-        sys.exit(1)
+    return any(_status(folders, p, before) not in (*store.ENDED, "elsewhere") for p in missing)
+
+
+def _best_rates(folders: Path, compose: Compose) -> Rates:
+    return best_rates(Ended(store.ended(folders)), compose, describe)
 
 
 def cost(point: Point) -> float:
@@ -98,8 +113,10 @@ def _trainable(grid: Grid, points: list[Point], compose: Compose) -> list[Point]
 
 
 def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
-    for overrides, reason in grid.undefined:
+    for overrides, reason in grid.undefined[:MOST_NAMED]:
         print(f"left out: {overrides}: {reason}")
+    if len(grid.undefined) > MOST_NAMED:
+        print(f"left out: {len(grid.undefined) - MOST_NAMED} more points that cannot exist")
     updates = sum(p.updates for p in missing)
     images = sum(p.updates * p.run.batch_size for p in missing)
     left_out = f", {len(grid.undefined)} left out" if grid.undefined else ""

@@ -3,15 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from smallbatch.config import ConfigError, Run, format_power, identity, parse_power
+from smallbatch.config import VARIED, ConfigError, Run, format_power, identity, parse_power
 from smallbatch.store import Record
-
-VARIED = ("batch_size", "base_lr", "bn_batch_size", "seed")  # what a sweep varies within one setting
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
@@ -38,6 +37,8 @@ def _row(record: Record) -> dict[str, Any]:
     row["bn_batch_size"] = run.bn_batch_size or run.batch_size
     row["updates"] = record.rows[-1]["updates"] if record.rows else 0
     row["train_accuracy"] = record.rows[-1]["train_accuracy"] if record.rows else float("nan")
+    if record.rows and "update_variance" in record.rows[0]:
+        row["update_variance"] = fmean(r["update_variance"] for r in record.rows)
     return row | {
         name: result[name] for name in ("status", "score", "chance", "train_images", "test_images", "seconds")
     }

@@ -36,16 +36,18 @@ _CIFAR: dict[str, dict[str, Any]] = {
 }
 
 
-def digits(root: str) -> Path:
-    """scikit-learn's handwritten digits, 8×8 scans enlarged to 32×32×1; 1,437 train, 360 test, stratified."""
-    path = Path(root) / "digits.npz"
+def digits(root: str, side: int) -> Path:
+    """scikit-learn's handwritten digits, 8×8 scans enlarged to side×side×1; 1,437 train, 360 test, stratified."""
+    if side < 8 or side % 8:
+        raise ConfigError(f"data.side={side}: must be a multiple of 8")
+    path = Path(root) / ("digits.npz" if side == 32 else f"digits{side}.npz")
     if not path.exists():
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
         scans = load_digits()
         levels = np.rint(scans.images * (255 / 16)).astype(np.uint8)
-        images = levels.repeat(4, axis=1).repeat(4, axis=2)[..., None]
+        images = levels.repeat(side // 8, axis=1).repeat(side // 8, axis=2)[..., None]
         train, test, train_labels, test_labels = train_test_split(
             images, scans.target.astype(np.int64), test_size=360, random_state=0, stratify=scans.target
         )

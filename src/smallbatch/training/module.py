@@ -17,6 +17,7 @@ from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import TestBlocks, TrainBlocks
 from smallbatch.models import accepted, build, check_call, locate
 from smallbatch.training.schedule import factor
+from smallbatch.training.still import Still
 
 Row = dict[str, float]
 
@@ -132,6 +133,7 @@ class SmallBatch(pl.LightningModule):
             hits = round(self.metrics["accuracy"].compute().item() * len(self.images.test))
             accuracy = hits / len(self.images.test)
         self.metrics.reset()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
         self.rows.append(
             {
                 "epoch": self.current_epoch + 1,
@@ -139,11 +141,12 @@ class SmallBatch(pl.LightningModule):
                 "train_accuracy": self.hits / seen,
                 "test_loss": test_loss,
                 "test_accuracy": accuracy,
-                "learning_rate": self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],  # type: ignore[union-attr]
+                "learning_rate": optimizer.param_groups[0]["lr"],
                 "updates": self.updates,
                 "images": self.updates * self.run.batch_size,
                 "train_seconds": trained - self.train_start,
                 "eval_seconds": end - trained,
+                **(optimizer.measured() if isinstance(optimizer, Still) else {}),
             }
         )
         if self.diverged:

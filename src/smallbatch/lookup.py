@@ -1,0 +1,87 @@
+"""Ended runs found by what they are, and the best η̃ among them.
+
+Without pandas or torch, since grids look here before they train.
+"""
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from smallbatch.config import ConfigError, Run
+from smallbatch.data import Description
+from smallbatch.grid import Compose, Describe, Point, Rates, expand
+from smallbatch.store import Record
+
+
+class Ended:
+    """Ended runs, found by what they are whatever their seed."""
+
+    def __init__(self, records: dict[str, Record]) -> None:
+        self.records = records
+        self.by_cell: dict[str, list[Record]] = defaultdict(list)
+        for record in records.values():
+            self.by_cell[cell(record.run)].append(record)
+        seen = Counter((record.run.data["name"], record.run.data["fingerprint"]) for record in records.values())
+        self.fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
+
+    def describe(self, data: dict[str, Any]) -> Description:
+        """What the data of a config are, as the runs know it: no image is read, and none downloaded.
+
+        If runs of one name saw different images, those seen by the most runs are meant.
+        """
+        sizes = (data["train_size"] or sys.maxsize, data["test_size"] or sys.maxsize)
+        fingerprint = self.fingerprints.get(data["name"], "")
+        return Description(data["name"], Path(), fingerprint, 0, *sizes, (sys.maxsize, sys.maxsize))
+
+    def of(self, points: Iterable[Point], any_seed: bool) -> tuple[list[Record], list[Run]]:
+        """The records of some points, and the points that have none; with `any_seed` a cell's other seeds count."""
+        asked: dict[str, list[Run]] = defaultdict(list)
+        for point in points:
+            asked[cell(point.run)].append(point.run)
+        found, missing = [], []
+        for name, runs in asked.items():
+            there = self.by_cell.get(name, [])
+            if not any_seed:
+                there = [self.records[run.key] for run in runs if run.key in self.records]
+            found += there
+            lacking = [run for run in runs if run.key not in self.records]
+            missing += lacking[: max(0, len(runs) - len(there))]
+        return found, missing
+
+
+def cell(run: Run) -> str:
+    """The run's key but for the seed."""
+    return replace(run, seed=0).key
+
+
+def best_rates(ended: Ended, compose: Compose, describe: Describe) -> Rates:
+    """What `base_lr: best` stands for (paper, figs 13, 14).
+
+    The η̃ of the highest mean score over all seeds, ties to the smaller. Raises ConfigError, saying what to train,
+    if a point of the sweep has no run.
+    """
+
+    def rates(words: list[str], sizes: list[int]) -> dict[int, float]:
+        asked = [*words, f"batch_size={','.join(map(str, sizes))}"]
+        grid = expand(asked, compose, describe)
+        found, missing = ended.of(grid.points, any_seed=True)
+        if missing:
+            raise ConfigError(
+                f"the best η̃ of {words[0]} is not known yet: {len(missing)} of {len(grid.points)} runs are missing; "
+                f"first train: python src/train.py -m {' '.join(asked)} (or give base_lr=…)"
+            )
+        return {m: best_rate([r for r in found if r.run.batch_size == m]) for m in sizes}
+
+    return rates
+
+
+def best_rate(records: Iterable[Record]) -> float:
+    """The η̃ of the highest mean score, ties to the smaller."""
+    scores: dict[float, list[float]] = defaultdict(list)
+    for record in records:
+        scores[record.run.base_lr].append(record.result["score"])
+    return max(sorted(scores), key=lambda rate: fmean(scores[rate]))

@@ -22,7 +22,8 @@ from hypothesis.extra import numpy as nps
 from smallbatch.config import ConfigError
 from smallbatch.data import Images, Split, arrays, blocks, describe, load, sources
 from smallbatch.data.arrays import channel_statistics, stratified
-from smallbatch.data.blocks import TestBlocks, TrainBlocks, crop_and_flip, draw_shifts
+from smallbatch.data.augment import crop_and_flip, draw_shifts
+from smallbatch.data.blocks import TestBlocks, TrainBlocks
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from smallbatch.config import ConfigError
+from smallbatch.data.augment import crop_and_flip, draw_shifts
 from smallbatch.files import write_text
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -32,6 +34,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape[1:]
+
+    def read(self, blocks: Iterable[np.ndarray], augment: tuple[int, int] | None) -> Iterator[np.ndarray]:
+        """For each block of positions in `index` its pixels (B, H, W, C); augmented as of (seed, epoch) if given."""
+        shifts = draw_shifts(*augment, len(self)) if augment else None
+        for chosen in blocks:
+            pixels = self.images[self.index[chosen]]
+            yield pixels if shifts is None else crop_and_flip(pixels, shifts[chosen])
+
 
 @dataclass(frozen=True)
 class Images:
@@ -44,8 +57,13 @@ class Images:
     std: np.ndarray
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) of an image as the network sees it."""
+        return self.train.shape
+
+    @property
     def channels(self) -> int:
-        return self.train.images.shape[-1]
+        return self.shape[-1]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,17 @@
 """Blocks: some hundreds of images, augmented at once, that hold many consecutive mini-batches."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from smallbatch.data.arrays import Images, Split
+from smallbatch.data.augment import ORDER, stream
 
 BLOCK = 512  # images, about; results do not depend on it
-PAD = 4  # pixels each side before the random crop (paper, section 5)
-_ORDER, _AUGMENT = 0, 1  # streams of random numbers
-
-
-def stream(seed: int, epoch: int, purpose: int) -> np.random.RandomState:
-    """Random numbers that depend on (seed, epoch, purpose) alone; NumPy keeps both parts stable (NEP 19)."""
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch, purpose])))
+MEMORY = 2**26  # bytes, about, that a block of large images may take as float32
 
 
 class TrainBlocks:
@@ -29,7 +24,7 @@ class TrainBlocks:
     def __init__(self, images: Images, batch_size: int, augment: bool, seed: int, epoch: int) -> None:
         self.images, self.batch_size, self.augment = images, batch_size, augment
         self.seed, self.epoch = seed, epoch
-        self.size = max(1, BLOCK // batch_size) * batch_size
+        self.size = max(1, block_size(images) // batch_size) * batch_size
 
     def __len__(self) -> int:
         return -(-self._used() // self.size)
@@ -39,15 +34,8 @@ class TrainBlocks:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         split = self.images.train
-        order = stream(self.seed, self.epoch, _ORDER).permutation(len(split))[: self._used()]
-        shifts = draw_shifts(self.seed, self.epoch, len(split)) if self.augment else None
-        for start in range(0, len(order), self.size):
-            chosen = order[start : start + self.size]
-            rows = split.index[chosen]
-            pixels = split.images[rows]
-            if shifts is not None:
-                pixels = crop_and_flip(pixels, shifts[chosen])
-            yield normalise(pixels, self.images), torch.from_numpy(split.labels[rows])
+        order = stream(self.seed, self.epoch, ORDER).permutation(len(split))[: self._used()]
+        return _blocks(self.images, split, order, self.size, (self.seed, self.epoch) if self.augment else None)
 
 
 class TestBlocks:
@@ -57,37 +45,28 @@ class TestBlocks:
 
     def __init__(self, images: Images) -> None:
         self.images = images
+        self.size = block_size(images)
 
     def __len__(self) -> int:
-        return -(-len(self.images.test) // BLOCK)
+        return -(-len(self.images.test) // self.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        split: Split = self.images.test
-        for start in range(0, len(split), BLOCK):
-            rows = split.index[start : start + BLOCK]
-            yield normalise(split.images[rows], self.images), torch.from_numpy(split.labels[rows])
+        split = self.images.test
+        return _blocks(self.images, split, np.arange(len(split)), self.size, None)
 
 
-def draw_shifts(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Per image (row offset, column offset, flip) for one epoch, (count, 3)."""
-    random = stream(seed, epoch, _AUGMENT)
-    offsets = random.randint(0, 2 * PAD + 1, size=(count, 2))
-    return np.concatenate([offsets, random.randint(0, 2, size=(count, 1))], axis=1)
+def block_size(images: Images) -> int:
+    """Images in a block, about: 512, and fewer of large ones."""
+    return min(BLOCK, max(1, MEMORY // (4 * math.prod(images.shape))))
 
 
-def crop_and_flip(pixels: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Pad with zeros by 4, crop back at each image's offset, mirror left-right where flip is 1.
-
-    `pixels` (B, H, W, C) uint8, `shifts` (B, 3) as `draw_shifts` gives.
-    """
-    count, height, width, channels = pixels.shape
-    padded = np.pad(pixels, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
-    # All windows as a view, with width and channels as one axis: rows are then copied whole.
-    windows = sliding_window_view(padded.reshape(count, height + 2 * PAD, -1), (height, width * channels), (1, 2))
-    out = windows[np.arange(count), shifts[:, 0], shifts[:, 1] * channels].reshape(pixels.shape)
-    flip = shifts[:, 2] == 1
-    out[flip] = out[flip][:, :, ::-1]
-    return out
+def _blocks(
+    images: Images, split: Split, order: np.ndarray, size: int, augment: tuple[int, int] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of a split at the positions `order`, `size` at a time; augmented as of (seed, epoch) if given."""
+    blocks = [order[start : start + size] for start in range(0, len(order), size)]
+    for chosen, pixels in zip(blocks, split.read(blocks, augment), strict=True):
+        yield normalise(pixels, images), torch.from_numpy(split.labels[split.index[chosen]])
 
 
 def normalise(pixels: np.ndarray, images: Images) -> Tensor:

@@ -164,7 +164,7 @@ class SmallBatch(pl.LightningModule):
 
 def trial(run: Run, images: Images) -> None:
     """A forward pass of one or two images, to learn early what the network refuses. Raises ConfigError."""
-    shape = images.train.images.shape[1:]
+    shape = images.shape
     m = min(run.bn_batch_size or run.batch_size, 2)
     network = build(replace(run, batch_size=m, bn_batch_size=None), images.channels, images.classes)
     where = f"model={run.model['name']} data={run.data['name']}"

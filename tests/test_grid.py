@@ -57,6 +57,11 @@ def test_two_ways_to_write_a_point_are_one_run(grid):
     assert len(grid("data.train_size=1437,null").points) == 1
 
 
+def test_a_setting_that_must_be_given_may_be_given_in_a_grid(grid, write_npz):
+    points = grid("data=arrays", f"data.path={write_npz()}", "batch_size=2,4").points
+    assert [(p.run.data["name"], p.run.batch_size) for p in points] == [("arrays", 2), ("arrays", 4)]
+
+
 def test_a_point_s_overrides_compose_to_its_run(grid):
     """Launchers hand these to other processes."""
     found = grid("model=alexnet,resnet8", "norm=batch", "batch_size=4,8", "base_lr=1/512", "schedule.drops=[0.5]")

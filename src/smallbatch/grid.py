@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smallbatch.compose import CONF
 from smallbatch.config import VARIED, ConfigError, Figure, Run, Undefined, make_run
@@ -198,7 +198,7 @@ def _set(cfg: DictConfig, leaf: str) -> None:
     """Set one leaf in place. Raises ConfigError if there is no such setting or the value has a wrong type."""
     override = _parse_leaf(leaf)
     key = override.get_key_element()
-    if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+    if not _has(cfg, key):
         top = [str(name) for name in cfg]
         names = top + [f"{name}.{k}" for name in top if OmegaConf.is_dict(cfg[name]) for k in cfg[name]]
         close = difflib.get_close_matches(key, names, 1)
@@ -208,6 +208,14 @@ def _set(cfg: DictConfig, leaf: str) -> None:
         OmegaConf.update(cfg, key, override.value(), merge=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{leaf}: {str(error).splitlines()[0]}") from None
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Whether there is such a setting, be it one that must still be given."""
+    try:
+        return OmegaConf.select(cfg, key, default=_ABSENT, throw_on_missing=True) is not _ABSENT
+    except MissingMandatoryValue:
+        return True
 
 
 def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str], describe: Describe) -> None:

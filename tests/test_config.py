@@ -216,6 +216,7 @@ def test_one_value_has_one_key_however_it_was_written(root):
     assert made(root, "weight_decay=0.0005", "schedule.drops=[0.50,0.750]").key == made(root).key
     assert made(root, "optimizer=momentum").key == made(root, "optimizer.momentum=0.9").key != made(root).key
     assert made(root, "model=resnet20").key == made(root, "model=resnet8", "model.depth=20").key
+    assert made(root, "model=resnet50") == made(root, "model=torchvision", "model.network=resnet50")
 
 
 def test_a_bn_batch_equal_to_the_batch_is_as_good_as_unset(root):
@@ -230,8 +231,10 @@ def test_a_subset_of_everything_is_as_good_as_none(root):
 
 
 @pytest.mark.parametrize(
-    "override", ["store=elsewhere", "machine.threads=7", "machine.accelerator=gpu", "progress=false", "overwrite=true"]
-)
+    "override",
+    ["store=elsewhere", "machine.threads=7", "machine.accelerator=gpu", "progress=false",
+     "overwrite=true"],
+)  # fmt: skip
 def test_where_and_how_it_runs_is_not_in_the_key(root, override):
     assert made(root, override) == made(root)
 

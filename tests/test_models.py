@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision import models as torchvision_models
 
 from smallbatch.config import ConfigError, Run
 from smallbatch.models import build
-from smallbatch.models.normalization import Normalization
+from smallbatch.models.normalization import GhostBatchNorm, Normalization
 from smallbatch.models.resnet import Block, ResNet
 
 ALEXNET = {"_target_": "smallbatch.models.alexnet.AlexNet", "name": "alexnet"}
@@ -17,6 +20,10 @@ NORM = {"kind": "none", "layers": "all", "eps": 1e-5, "memory": 1280, "groups": 
 
 def resnet(depth: int) -> dict:
     return {"_target_": "smallbatch.models.resnet.ResNet", "name": f"resnet{depth}", "depth": depth}
+
+
+def torchvision(network: str) -> dict:
+    return {"_target_": "smallbatch.models.torchvision.network", "name": network, "network": network}
 
 
 def run(model: dict, kind: str = "none", **changes) -> Run:
@@ -150,3 +157,88 @@ def test_a_network_without_norm_argument_is_refused_only_where_a_norm_is_asked_f
 def test_a_network_that_cannot_be_built_is_refused_naming_why(model, message):
     with pytest.raises(ConfigError, match=message):
         build(run(model), 3, 10)
+
+
+# torchvision's
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    return build(run(torchvision("resnet50"), "batch"), 3, 10).double()
+
+
+def test_resnet50_with_batch_norm_is_torchvision_s_in_outputs_and_gradients(resnet50):
+    """Training mode, float64, one BN batch; the names of the parameters are the same too."""
+    theirs = torchvision_models.resnet50(weights=None, num_classes=10).double()
+    parameters = dict(resnet50.named_parameters())
+    assert theirs.load_state_dict(parameters, strict=False).unexpected_keys == []
+    assert [name for name, _ in theirs.named_parameters()] == list(parameters)
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([1, 3, 5, 7])
+    logits = [network(x) for network in (resnet50, theirs)]
+    torch.testing.assert_close(*logits, rtol=1e-9, atol=1e-9)
+    for out in logits:
+        F.cross_entropy(out, y).backward()
+    for (name, ours), their in zip(parameters.items(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, their.grad, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_a_bn_batch_makes_every_batch_norm_of_torchvision_s_a_ghost(resnet50):
+    network = build(run(torchvision("resnet18"), "batch", bn_batch_size=2), 3, 10).double()
+    norms = [m for m in network.modules() if isinstance(m, GhostBatchNorm)]
+    assert ([m.bn_batch_size for m in norms], len(norms)) == ([2] * 20, 20)
+    assert not any(isinstance(m, nn.BatchNorm2d) for net in (network, resnet50) for m in net.modules())
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network(x), torch.cat([network(x[:2]), network(x[2:])]))
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("batch", GhostBatchNorm), ("group", nn.GroupNorm)])
+@pytest.mark.parametrize("network", ["resnet18", "densenet121", "mobilenet_v2"])
+def test_every_batch_norm_becomes_the_norm_that_is_asked_for(network, kind, layer):
+    with torch.device("meta"):
+        count = sum(isinstance(m, nn.BatchNorm2d) for m in getattr(torchvision_models, network)().modules())
+    built = build(run(torchvision(network), kind, norm=NORM | {"kind": kind, "groups": 4}), 3, 10)
+    assert sum(isinstance(m, layer) for m in built.modules()) == count
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in built.modules())
+
+
+def test_without_batch_norm_its_convolutions_get_a_bias_and_nothing_else_changes():
+    network = build(run(torchvision("resnet18")), 3, 10)
+    assert not any(isinstance(m, nn.BatchNorm2d | GhostBatchNorm) for m in network.modules())
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert all(not m.bias.any() and m.bias.requires_grad for m in convolutions)
+    with_norm = build(run(torchvision("resnet18"), "batch"), 3, 10)
+    size, size_with = (sum(p.numel() for p in net.parameters()) for net in (network, with_norm))
+    assert size_with - size == sum(m.out_channels for m in convolutions)  # γ and β against a bias
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_torchvision_s_networks_start_as_ours():
+    for layer in build(run(torchvision("resnet18"), "batch"), 3, 10).modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            w = layer.weight.detach().double()
+            assert abs(w.std().item() / math.sqrt(2 / w[0].numel()) - 1) < 5 / math.sqrt(2 * w.numel()), layer
+            assert layer.bias is None or not layer.bias.any()
+
+
+@pytest.mark.parametrize("network", ["googlenet", "squeezenet1_1"])
+def test_a_network_gives_one_row_of_logits_an_image_in_training(network):
+    kind = "batch" if network == "googlenet" else "none"
+    assert build(run(torchvision(network), kind), 3, 7)(torch.zeros(2, 3, 64, 64)[[0, 1, 0, 1]]).shape == (4, 7)
+
+
+@pytest.mark.parametrize(
+    ("network", "kind", "channels", "message"),
+    [
+        ("resnet51", "batch", 3, r"model.network=resnet51: torchvision has no such network; it has .*resnet5\d"),
+        ("quantized_resnet50", "none", 3, "has no such network"),
+        ("zzz", "none", 3, "it has alexnet, "),
+        ("resnet18", "batch", 1, "model.network=resnet18: takes images of 3 channels, not 1"),
+        ("squeezenet1_1", "batch", 3, "norm=batch: squeezenet1_1 has no batch norm to replace; use norm=none"),
+        ("squeezenet1_1", "group", 3, "norm=group: squeezenet1_1"),
+    ],
+)
+def test_what_torchvision_s_networks_do_not_do_is_refused_in_one_line(network, kind, channels, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(run(torchvision(network), kind), channels, 10)
+    assert "\n" not in str(caught.value)

@@ -54,6 +54,15 @@ class ResNet:
 
 
 @dataclass
+class Torchvision:
+    """One of torchvision's networks for classification, by its name there."""
+
+    _target_: str = "smallbatch.models.torchvision.network"
+    network: str = MISSING
+    name: str = "${.network}"
+
+
+@dataclass
 class Norm:
     """Normalisation; ghost batch norm is `kind: batch` with a `bn_batch_size` below `batch_size`."""
 
@@ -188,8 +197,8 @@ def register() -> None:
     """Make the schemas known to Hydra, as `config_schema` and the group `schema`."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
-    groups = (AlexNet, ResNet, Norm, Data, ArraysData, DigitsData, SGD, AdamW, Still, Schedule, Machine, Figure, Scale)
-    for node in groups:
+    networks, data, optimizers = (AlexNet, ResNet, Torchvision), (Data, ArraysData, DigitsData), (SGD, AdamW, Still)
+    for node in (*networks, *data, *optimizers, Norm, Schedule, Machine, Figure, Scale):
         store.store(group="schema", name=node.__name__.lower(), node=node)
 
 
@@ -266,7 +275,7 @@ class Run:
         return cls(**stored)
 
 
-_SCHEMAS = {node._target_: node for node in (AlexNet, ResNet, SGD, AdamW)}
+_SCHEMAS = {node._target_: node for node in (AlexNet, ResNet, Torchvision, SGD, AdamW)}
 
 
 def _without_defaults(node: dict[str, Any], schema: Any) -> dict[str, Any]:

@@ -170,8 +170,8 @@ def trial(run: Run, images: Images) -> None:
     where = f"model={run.model['name']} data={run.data['name']}"
     try:
         logits = network(torch.zeros(m, shape[2], shape[0], shape[1]))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
         raise ConfigError(f"{where}: the network cannot take images of {shape[0]}×{shape[1]}: {reason}") from None
     if logits.shape != (m, images.classes):
         raise ConfigError(f"{where}: the network gives {tuple(logits.shape)} instead of ({m}, {images.classes})")

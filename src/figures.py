@@ -21,6 +21,7 @@ from smallbatch import store
 from smallbatch.compose import CONF, compose
 from smallbatch.config import ConfigError, Figure
 from smallbatch.data import Description
+from smallbatch.data.folders import preparation
 from smallbatch.grid import expand, figure_config
 from smallbatch.store import Record
 
@@ -95,7 +96,7 @@ def _described_by(records: dict[str, Record]) -> Callable[[dict[str, Any]], Desc
     def describe(data: dict[str, Any]) -> Description:
         sizes = (data["train_size"] or sys.maxsize, data["test_size"] or sys.maxsize)
         fingerprint = fingerprints.get(data["name"], "")
-        return Description(data["name"], Path(), fingerprint, 0, *sizes, (sys.maxsize, sys.maxsize))
+        return Description(data["name"], Path(), fingerprint, 0, *sizes, (sys.maxsize, sys.maxsize), preparation(data))
 
     return describe
 

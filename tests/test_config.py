@@ -232,7 +232,7 @@ def test_a_subset_of_everything_is_as_good_as_none(root):
 
 @pytest.mark.parametrize(
     "override",
-    ["store=elsewhere", "machine.threads=7", "machine.accelerator=gpu", "progress=false",
+    ["store=elsewhere", "machine.threads=7", "machine.workers=7", "machine.accelerator=gpu", "progress=false",
      "overwrite=true"],
 )  # fmt: skip
 def test_where_and_how_it_runs_is_not_in_the_key(root, override):

@@ -75,7 +75,7 @@ class Norm:
 
 @dataclass
 class Data:
-    """A data set: `_target_` names a function (root, …) that returns the path of an .npz."""
+    """A data set: `_target_` names a function (root, …) that returns the path of an .npz, or of a folder."""
 
     _target_: str = MISSING
     name: str = MISSING
@@ -90,6 +90,18 @@ class ArraysData(Data):
     """Your own .npz."""
 
     path: str = MISSING
+
+
+@dataclass
+class FolderData(Data):
+    """Image files in `path`/train/CLASS/ and `path`/val/CLASS/, cropped to squares when they are read."""
+
+    path: str = MISSING
+    side: int = 224  # of the squares, in pixels
+    resize: list[int] | None = None  # shorter side before a random crop; null: side × [256, 480] / 224
+    test_resize: int | None = None  # and before the centre crop; null: side × 256 / 224
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # ImageNet's, in [0, 1]
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
 
 @dataclass
@@ -137,13 +149,14 @@ class Machine:
 
     accelerator: str = "auto"
     threads: int = 1
+    workers: int = 4  # processes that read image files, and no more than there are cores
 
 
 @dataclass
 class DigitsData(Data):
-    """The embedded digits, enlarged to `side` pixels, a multiple of 8."""
+    """The embedded digits of 8×8 pixels, each pixel enlarged to a square."""
 
-    side: int = 32
+    enlarge: int = 4
 
 
 @dataclass
@@ -197,7 +210,8 @@ def register() -> None:
     """Make the schemas known to Hydra, as `config_schema` and the group `schema`."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
-    networks, data, optimizers = (AlexNet, ResNet, Torchvision), (Data, ArraysData, DigitsData), (SGD, AdamW, Still)
+    networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW, Still)
+    data = (Data, ArraysData, DigitsData, FolderData)
     for node in (*networks, *data, *optimizers, Norm, Schedule, Machine, Figure, Scale):
         store.store(group="schema", name=node.__name__.lower(), node=node)
 
@@ -294,7 +308,7 @@ def identity(run: Run) -> dict[str, Any]:
         "optimizer": _without_defaults(run.optimizer, _SCHEMAS.get(run.optimizer["_target_"])),
         "schedule": _without_defaults(run.schedule, Schedule),
         "norm": _without_defaults(run.norm, Norm) if run.norm["kind"] != "none" else {},
-        "data": {k: v for k, v in run.data.items() if k != "name" and v not in (None, False)},
+        "data": _without_defaults(run.data, FolderData),
     }
     scalars = {f.name: getattr(run, f.name) for f in fields(Run) if f.name not in groups}
     if run.precision == "32-true":

@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory, and the blocks of mini-batches that training consumes."""
+"""Data sets as arrays in memory or image files, and the blocks of mini-batches that training consumes."""
 
 from smallbatch.data.arrays import Description, Images, Split, describe, load
 

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from smallbatch.config import ConfigError
+from smallbatch.data import folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
+from smallbatch.data.folders import FileSplit, Preparation
 from smallbatch.files import write_text
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -48,10 +50,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set ready to train on; `mean` and `std` (C,) are of the used training images, in [0, 255]."""
+    """A data set ready to train on; `mean` and `std` (C,) in [0, 255]: of the used training images, or as configured."""
 
-    train: Split
-    test: Split
+    train: Split | FileSplit
+    test: Split | FileSplit
     classes: int
     mean: np.ndarray
     std: np.ndarray
@@ -77,13 +79,15 @@ class Description:
     train_size: int
     test_size: int
     full: tuple[int, int]
+    preparation: Preparation | None = None  # of image files
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The data's share of a run: content, and the subset if it is one."""
+        """The data's share of a run: content, the subset if it is one, and how image files are prepared."""
         sizes = (self.train_size, self.test_size)
         train, test = (None if used == whole else used for used, whole in zip(sizes, self.full, strict=True))
-        return {"name": self.name, "fingerprint": self.fingerprint, "train_size": train, "test_size": test}
+        identity = {"name": self.name, "fingerprint": self.fingerprint, "train_size": train, "test_size": test}
+        return identity | (self.preparation.identity if self.preparation else {})
 
 
 def describe(data: dict[str, Any]) -> Description:
@@ -91,9 +95,11 @@ def describe(data: dict[str, Any]) -> Description:
 
     Raises ConfigError if the source or a size is wrong.
     """
-    source = {k: v for k, v in data.items() if k not in ("name", "augment", "train_size", "test_size")}
+    ours = ("name", "augment", "train_size", "test_size", *folders.SETTINGS)
+    source = json.dumps({k: v for k, v in data.items() if k not in ours}, sort_keys=True)
+    preparation = folders.preparation(data)
     try:
-        folder, meta = _unpacked(json.dumps(source, sort_keys=True))
+        folder, meta = _listed(source) if preparation else _unpacked(source)
     except OSError as error:
         raise ConfigError(f"data.root={data['root']}: {error}") from None
     sizes = []
@@ -106,14 +112,31 @@ def describe(data: dict[str, Any]) -> Description:
             )
         sizes.append(size)
     name = data.get("name") or data["_target_"].rpartition(".")[2]
-    return Description(
-        name, folder, meta["fingerprint"], meta["classes"], sizes[0], sizes[1], (meta["train"], meta["test"])
+    full = (meta["train"], meta["test"])
+    return Description(name, folder, meta["fingerprint"], meta["classes"], sizes[0], sizes[1], full, preparation)
+
+
+def load(description: Description, workers: int = 0) -> Images:
+    """Choose the subsets: memory-mapped arrays, or image files that `workers` processes will read."""
+    if description.preparation is None:
+        return _load_arrays(description)
+    return _load_files(description, description.preparation, workers)
+
+
+def _load_files(description: Description, prepare: Preparation, workers: int) -> Images:
+    if workers < 0:
+        raise ConfigError(f"machine.workers={workers}: must be zero or more")
+    found = folders.listing(description.folder)
+    train, test = (
+        FileSplit(description.folder, part.names, part.labels, stratified(part.labels, size), prepare, workers)
+        for part, size in ((found.train, description.train_size), (found.test, description.test_size))
     )
+    return Images(train, test, found.classes, 255 * np.array(prepare.mean), 255 * np.array(prepare.std))
 
 
 @lru_cache(maxsize=2)
-def load(description: Description) -> Images:
-    """Memory-map the arrays and choose the subsets."""
+def _load_arrays(description: Description) -> Images:
+    """Kept, since the statistics take a pass over the images."""
     train_images, train_labels, test_images, test_labels = (
         np.load(description.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
     )
@@ -149,6 +172,15 @@ def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
     mean = counts @ values / total
     variance = counts @ values**2 / total - mean**2
     return mean, np.maximum(np.sqrt(variance), 1.0)  # a constant channel is centred, not blown up
+
+
+@lru_cache(maxsize=32)
+def _listed(source: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of image files that a source (as JSON) names, and what is in it."""
+    root = _call(json.loads(source))
+    found = folders.listing(root)
+    sizes = {"train": len(found.train.labels), "test": len(found.test.labels)}
+    return root, {"fingerprint": found.fingerprint, "classes": found.classes, **sizes}
 
 
 @lru_cache(maxsize=32)

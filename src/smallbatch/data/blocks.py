@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smallbatch.data.arrays import Images, Split
 from smallbatch.data.augment import ORDER, stream
+from smallbatch.data.folders import FileSplit
 
 BLOCK = 512  # images, about; results do not depend on it
 MEMORY = 2**26  # bytes, about, that a block of large images may take as float32
@@ -61,7 +62,7 @@ def block_size(images: Images) -> int:
 
 
 def _blocks(
-    images: Images, split: Split, order: np.ndarray, size: int, augment: tuple[int, int] | None
+    images: Images, split: Split | FileSplit, order: np.ndarray, size: int, augment: tuple[int, int] | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images of a split at the positions `order`, `size` at a time; augmented as of (seed, epoch) if given."""
     blocks = [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,7 +1,7 @@
-"""Where images come from. Each function returns the path of an .npz; a data config names one as `_target_`.
+"""Where images come from. Each function returns a path; a data config names one as `_target_`.
 
-The .npz holds train_images (N, H, W, C) uint8, train_labels (N,) integers, test_images, test_labels
-and, if known, classes (names by label).
+It is of a folder (see `folders.py`) where the config has a `side`, else of an .npz, which holds train_images
+(N, H, W, C) uint8, train_labels (N,) integers, test_images, test_labels and, if known, classes (names by label).
 """
 
 import tarfile
@@ -36,18 +36,18 @@ _CIFAR: dict[str, dict[str, Any]] = {
 }
 
 
-def digits(root: str, side: int) -> Path:
-    """scikit-learn's handwritten digits, 8×8 scans enlarged to side×side×1; 1,437 train, 360 test, stratified."""
-    if side < 8 or side % 8:
-        raise ConfigError(f"data.side={side}: must be a multiple of 8")
-    path = Path(root) / ("digits.npz" if side == 32 else f"digits{side}.npz")
+def digits(root: str, enlarge: int = 4) -> Path:
+    """scikit-learn's handwritten digits, 8×8 scans enlarged, 32×32×1 by default; 1,437 train, 360 test, stratified."""
+    if enlarge < 1:
+        raise ConfigError(f"data.enlarge={enlarge}: must be at least 1")
+    path = Path(root) / ("digits.npz" if enlarge == 4 else f"digits{8 * enlarge}.npz")
     if not path.exists():
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
         scans = load_digits()
         levels = np.rint(scans.images * (255 / 16)).astype(np.uint8)
-        images = levels.repeat(side // 8, axis=1).repeat(side // 8, axis=2)[..., None]
+        images = levels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)[..., None]
         train, test, train_labels, test_labels = train_test_split(
             images, scans.target.astype(np.int64), test_size=360, random_state=0, stratify=scans.target
         )
@@ -60,6 +60,14 @@ def arrays(root: str, path: str) -> Path:
     found = next((p for p in (Path(path), Path(root) / path) if p.exists()), None)
     if found is None:
         raise ConfigError(f"data.path={path}: no such file")
+    return found
+
+
+def folder(root: str, path: str) -> Path:
+    """Your own folder of image files: `path`, as given or below `root`."""
+    found = next((p for p in (Path(path), Path(root) / path) if p.is_dir()), None)
+    if found is None:
+        raise ConfigError(f"data.path={path}: no such folder, neither as given nor in data.root={root}")
     return found
 
 

@@ -51,7 +51,7 @@ def train(run: Run, cfg: DictConfig, say: Callable[[str], None]) -> Outcome:
         return Outcome(known, skipped=True)
     torch.set_num_threads(cfg.machine.threads)
     torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times
-    images = load(describe(OmegaConf.to_container(cfg.data, resolve=True)))  # type: ignore[arg-type]
+    images = load(describe(OmegaConf.to_container(cfg.data, resolve=True)), cfg.machine.workers)  # type: ignore[arg-type]
     trial(run, images)
     with Claim(path) as claim:
         known = None if cfg.overwrite else _known(path, lambda line: None)  # it may have ended while we claimed

@@ -1,0 +1,239 @@
+"""Image folders, such as ImageNet: `train/` and `val/`, and in each a folder per class.
+
+Files stay where they are. Worker processes read and crop them as 8-bit pixels, a few images at a time.
+"""
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from smallbatch.config import ConfigError
+from smallbatch.data.augment import AUGMENT, stream
+
+CHUNK = 16  # images that a worker hands over at once: /dev/shm, where they wait, has 64 MiB in many containers
+
+
+class BrokenImage(Exception):
+    """A file that cannot be read as an image. Its text is one line with the path."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a file becomes side × side × 3 pixels; the fields are `FolderData`'s, with none left open.
+
+    `resize` is None without augmentation.
+    """
+
+    side: int
+    resize: tuple[int, int] | None
+    test_resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its share of a run, as JSON has it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+SETTINGS = tuple(item.name for item in fields(Preparation))
+
+
+def preparation(data: dict[str, Any]) -> Preparation | None:
+    """What a folder's `data` config asks for, checked; None for other data. Raises ConfigError."""
+    if "side" not in data:
+        return None
+    side, given, test_resize = data["side"], data["resize"], data["test_resize"]
+    # The proportions of 224, 256 and [256, 480], with which ImageNet is trained (He et al. 2015a).
+    resize = [round(side * 256 / 224), round(side * 480 / 224)] if given is None else given
+    test_resize = round(side * 256 / 224) if test_resize is None else test_resize
+    if side < 1:
+        raise ConfigError(f"data.side={side}: must be at least 1")
+    if len(resize) != 2 or not side <= resize[0] <= resize[1]:
+        raise ConfigError(f"data.resize={resize}: must be [lowest, highest], neither below data.side={side}")
+    if test_resize < side:
+        raise ConfigError(f"data.test_resize={test_resize}: must be at least data.side={side}")
+    for name in ("mean", "std"):
+        values = data[name]
+        if len(values) != 3 or not all(math.isfinite(v) and (v > 0 or name == "mean") for v in values):
+            raise ConfigError(f"data.{name}={values}: must be three numbers, of red, green and blue in [0, 1]")
+    chosen = (resize[0], resize[1]) if data["augment"] else None
+    return Preparation(side, chosen, test_resize, tuple(data["mean"]), tuple(data["std"]))
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image files of a split: `names` (N,) bytes, relative to the folder, in order; `labels` (N,)."""
+
+    names: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is in a folder; the fingerprint is of its files' names and sizes, since ImageNet's contents take hours."""
+
+    train: Files
+    test: Files
+    classes: int
+    fingerprint: str
+
+
+@lru_cache(maxsize=8)
+def listing(root: Path) -> Listing:
+    """List a folder, once per process. Raises ConfigError, naming the folder or file that is not as it must be."""
+    whole = hashlib.sha256()
+    (train, classes), (test, test_classes) = (_list_split(root, name, whole) for name in ("train", "val"))
+    if classes != test_classes:
+        odd = sorted(set(classes) ^ set(test_classes))
+        raise ConfigError(f"{root}: train/ and val/ must have the same classes; only one has {', '.join(odd[:3])}")
+    return Listing(train, test, len(classes), whole.hexdigest()[:16])
+
+
+def _list_split(root: Path, split: str, whole: Any) -> tuple[Files, list[str]]:
+    """The files of one split and its classes; names and sizes go into the hash `whole`."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset  # heavy
+
+    folder = root / split
+    if not folder.is_dir():
+        raise ConfigError(f"{root}: has no {split}/; images must lie in {split}/CLASS/")
+    try:
+        classes, numbers = find_classes(folder)
+        samples = make_dataset(folder, numbers, IMG_EXTENSIONS)
+    except FileNotFoundError as error:  # no class, or a class without images
+        raise ConfigError(f"{folder}: {error}") from None
+    names = []
+    for path, _ in samples:
+        size = os.stat(path).st_size
+        if not size:
+            raise ConfigError(f"{path}: is an empty file; replace or remove it")
+        names.append(os.fsencode(split + path[len(str(folder)) :]))
+        whole.update(b"%s\0%d\n" % (names[-1], size))
+    # One array of bytes: a million objects would be copied into each worker by and by, as their references are counted.
+    return Files(np.array(names), np.array([label for _, label in samples], np.int64)), classes
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Image files below `root`; labels (N,); `index`: the rows that are used; read by `workers` processes."""
+
+    root: Path
+    names: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    preparation: Preparation
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.preparation.side, self.preparation.side, 3
+
+    def read(self, blocks: Iterable[np.ndarray], augment: tuple[int, int] | None) -> Iterator[np.ndarray]:
+        """For each block of positions in `index` its pixels (B, side, side, 3); augmented as of (seed, epoch) if given.
+
+        Raises BrokenImage.
+        """
+        import torch  # heavy, as joblib is, and describing does without
+        from joblib import cpu_count
+        from torch.utils.data import DataLoader
+
+        blocks = list(blocks)
+        crops = draw_crops(*augment, len(self)) if augment else None
+        chunks = [block[i : i + CHUNK] for block in blocks for i in range(0, len(block), CHUNK)]
+        loader: Any = DataLoader(
+            Reader(self, crops),  # type: ignore[arg-type]
+            sampler=chunks,
+            batch_size=None,
+            num_workers=min(self.workers, cpu_count()),
+            generator=torch.Generator(),  # or else it would draw from the global one
+        )
+        parts = iter(loader)
+        try:
+            for block in blocks:
+                yield np.concatenate([_pixels(next(parts)) for _ in range(0, len(block), CHUNK)])
+        finally:
+            del parts  # ends the workers; a garbage collector, coming later, would wait 5 seconds for them
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a worker does: from the positions of a chunk to its pixels (n, side, side, 3), or to an error's text.
+
+    An exception would come back wrapped in the text of a traceback.
+    """
+
+    split: FileSplit
+    crops: np.ndarray | None
+
+    def __getitem__(self, chunk: np.ndarray) -> np.ndarray | str:
+        try:
+            return np.stack([self._picture(position) for position in chunk])
+        except BrokenImage as error:
+            return str(error)
+
+    def _picture(self, position: int) -> np.ndarray:
+        split, prepare = self.split, self.split.preparation
+        image = open_rgb(split.root / os.fsdecode(split.names[split.index[position]]))
+        if self.crops is None or prepare.resize is None:
+            return np.asarray(centre_crop(image, prepare.test_resize, prepare.side))
+        return np.asarray(random_crop(image, prepare.resize, prepare.side, *self.crops[position]))
+
+
+def _pixels(part: Any) -> np.ndarray:
+    if isinstance(part, str):
+        raise BrokenImage(part)
+    return part.numpy()
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """An image file of any mode (greyscale, palette, CMYK, …) as RGB. Raises BrokenImage."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # on metadata, of which ImageNet has odd ones
+            return image.convert("RGB")
+    except Exception as error:  # Pillow raises a dozen kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BrokenImage(f"{path}: cannot be read as an image ({reason}); replace or remove it") from None
+
+
+def draw_crops(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Per image, uniform in [0, 1): size, top, left and flip for one epoch, (count, 4)."""
+    return stream(seed, epoch, AUGMENT).random_sample((count, 4))
+
+
+def random_crop(
+    image: Image.Image, resize: tuple[int, int], side: int, size: float, top: float, left: float, flip: float
+) -> Image.Image:
+    """Scale augmentation (He et al. 2015a): a shorter side of `resize[0]` to `resize[1]`, a crop, a flip by halves.
+
+    `size`, `top`, `left` and `flip` in [0, 1) choose among what there is.
+    """
+    image = _resized(image, resize[0] + int(size * (resize[1] - resize[0] + 1)))
+    x, y = int(left * (image.width - side + 1)), int(top * (image.height - side + 1))
+    image = image.crop((x, y, x + side, y + side))
+    return ImageOps.mirror(image) if flip < 0.5 else image
+
+
+def centre_crop(image: Image.Image, resize: int, side: int) -> Image.Image:
+    """The shorter side resized to `resize`, and the middle of that."""
+    image = _resized(image, resize)
+    x, y = round((image.width - side) / 2), round((image.height - side) / 2)
+    return image.crop((x, y, x + side, y + side))
+
+
+def _resized(image: Image.Image, shorter: int) -> Image.Image:
+    least = min(image.size)
+    size = (shorter * image.width // least, shorter * image.height // least)
+    return image.resize(size, Image.Resampling.BILINEAR)

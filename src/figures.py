@@ -10,19 +10,16 @@ the columns of `python src/runs.py list`. Writes PNG and SVG.
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hydra.errors import HydraException
 
 from smallbatch import store
 from smallbatch.compose import CONF, compose
-from smallbatch.config import ConfigError, Figure
-from smallbatch.data import Description
-from smallbatch.data.folders import preparation
-from smallbatch.grid import expand, figure_config
+from smallbatch.config import ConfigError
+from smallbatch.grid import figure_config, figure_names
+from smallbatch.lookup import Ended
+from smallbatch.paper.collect import FigureRuns, collect
 from smallbatch.store import Record
 
 MOST_NAMED = 20  # missing runs of one figure
@@ -37,75 +34,56 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         records = store.ended(arguments.store)
-        if not records:
+        if not records and "figure=sgd_paths" not in arguments.words:
             raise ConfigError(f"no ended runs in {arguments.store}; train some with `python src/train.py -m …`")
-        if any(word.startswith("figure=") for word in arguments.words):
-            drawn = _draw_figure(arguments.words, records, arguments.out)
-        elif arguments.words:
-            drawn = _draw_chosen(arguments.words, records, arguments.out)
+        if arguments.words and not any(word.startswith(("figure=", "scale=")) for word in arguments.words):
+            _draw_chosen(arguments.words, records, arguments.out)
         else:
-            drawn = _draw_all(records, arguments.out)
+            _draw_figures(arguments.words, Ended(records), arguments.out)
     except (ConfigError, HydraException) as error:
         sys.exit(f"error: {error}")
-    if not drawn:
-        sys.exit(f"no figure has runs in {arguments.store}")
 
 
-def _draw_all(records: dict[str, Record], out: Path) -> int:
-    """Every figure at every scale of which the store has a run."""
+def _draw_figures(words: list[str], ended: Ended, out: Path) -> None:
+    """The figures that the words name, or all, at every scale that has runs. Raises ConfigError if none has."""
+    asked = {name: word.partition("=")[2].split(",") for word in words for name in [word.partition("=")[0]]}
+    names = figure_names(asked.get("figure", ["all"]))
+    scales = asked.get("scale") or sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
+    rest = [word for word in words if not word.startswith(("figure=", "scale="))]
     drawn = 0
-    for path in sorted((CONF / "figure").glob("*.yaml")):
-        for scale in figure_config(path.stem, compose).scales:
-            drawn += _draw_figure([f"figure={path.stem}", f"scale={scale}"], records, out, quiet=True)
-    return drawn
+    for scale in scales:
+        gathered: dict[str, FigureRuns] = {}
+        problems = []
+        for name in [*names, *(part for whole in names for part in figure_config(whole, compose).of)]:
+            try:
+                gathered.setdefault(name, collect(name, scale, rest, compose, ended))
+            except ConfigError as problem:
+                problems.append(str(problem))
+        drawn += sum(_draw_one(gathered[name], gathered, out) for name in names if name in gathered)
+        if problems and asked.get("scale"):
+            raise ConfigError("; ".join(problems))
+    if not drawn:
+        raise ConfigError(f"no run of {' '.join(words)} is there; train: python src/train.py -m {' '.join(words)}")
 
 
-def _draw_figure(words: list[str], records: dict[str, Record], out: Path, quiet: bool = False) -> int:
-    """One figure from its runs, naming those that are missing; 0 if it has none (an error unless `quiet`)."""
+def _draw_one(runs: FigureRuns, gathered: dict[str, FigureRuns], out: Path) -> bool:
+    """Draw a figure if it has runs, naming those that are missing."""
     from smallbatch.paper import figures
-    from smallbatch.table import table
 
-    grid = expand(words, compose, _described_by(records))
-    present = [records[p.run.key] for p in grid.points if p.run.key in records]
-    missing = [p for p in grid.points if p.run.key not in records]
-    if not present:
-        if not quiet:
-            raise ConfigError(f"no run of {' '.join(words)} is there; train: python src/train.py -m {' '.join(words)}")
-        return 0
-    frame = table(present)
-    name, title = "-".join(f.name for f in grid.figures), _title(grid.figures)
-    scale = next((word.partition("=")[2] for word in words if word.startswith("scale=")), "paper")
-    note = f"{figures.describe(frame)}. Scale: {scale}" + ("" if scale == "paper" else ", not the paper's size") + "."
-    for path in figures.save(figures.sweep(frame, title, note, len(grid.points)), out / f"{name}-{scale}"):
+    parts = [gathered[name] for name in runs.of if name in gathered and gathered[name].records]
+    if not runs.records and not parts and runs.draw != "paths":
+        return False
+    stem = runs.name if runs.draw == "paths" else f"{runs.name}-{runs.scale}"
+    for path in figures.save(figures.draw(runs, parts), out / stem):
         print(path)
-    for point in missing[:MOST_NAMED]:
-        print(f"missing: {point.run.label}")
-    if len(missing) > MOST_NAMED:
-        print(f"missing: {len(missing) - MOST_NAMED} more")
-    return 1
+    for run in runs.missing[:MOST_NAMED]:
+        print(f"missing: {run.label}")
+    if len(runs.missing) > MOST_NAMED:
+        print(f"missing: {len(runs.missing) - MOST_NAMED} more")
+    return True
 
 
-def _described_by(records: dict[str, Record]) -> Callable[[dict[str, Any]], Description]:
-    """What the data of a figure are, as its runs know it: drawing needs no images, and downloads none.
-
-    If runs of one name saw different images, those seen by the most runs are meant.
-    """
-    seen = Counter((record.run.data["name"], record.run.data["fingerprint"]) for record in records.values())
-    fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
-
-    def describe(data: dict[str, Any]) -> Description:
-        sizes = (data["train_size"] or sys.maxsize, data["test_size"] or sys.maxsize)
-        fingerprint = fingerprints.get(data["name"], "")
-        return Description(data["name"], Path(), fingerprint, 0, *sizes, (sys.maxsize, sys.maxsize), preparation(data))
-
-    return describe
-
-
-def _title(figures: list[Figure]) -> str:
-    return "; ".join(f"Figure {figure.name.removeprefix('fig').lstrip('0')}: {figure.title}" for figure in figures)
-
-
-def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> int:
+def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> None:
     """The runs whose columns match. Raises ConfigError if they differ in more than a sweep varies."""
     from smallbatch.paper import figures
     from smallbatch.table import differences, parse_choice, select, table
@@ -118,7 +96,6 @@ def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> int
     stem = out / "-".join(["sweep", *(word.replace("=", "_").replace("/", "over") for word in sorted(words))])
     for path in figures.save(figures.sweep(frame, "Sweep", f"{figures.describe(frame)}."), stem):
         print(path)
-    return 1
 
 
 if __name__ == "__main__":

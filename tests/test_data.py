@@ -36,16 +36,19 @@ def source(path, **settings) -> dict:
 # Digits
 
 
-def test_digits_are_the_scans_enlarged_fourfold_each_once(root):
+@pytest.mark.parametrize("enlarge", [4, 2])
+def test_digits_are_the_scans_enlarged_each_once(root, enlarge):
     from sklearn.datasets import load_digits
 
-    images = load(describe({"_target_": "smallbatch.data.sources.digits", "root": str(root)}))
-    assert (images.train.images.shape, images.test.images.shape) == ((1437, 32, 32, 1), (360, 32, 32, 1))
+    source = {"_target_": "smallbatch.data.sources.digits", "root": str(root), "enlarge": enlarge}
+    images = load(describe(source))
+    side = 8 * enlarge
+    assert (images.train.images.shape, images.test.images.shape) == ((1437, side, side, 1), (360, side, side, 1))
     assert images.classes == 10
     pixels = np.concatenate([images.train.images, images.test.images])[..., 0]
     labels = np.concatenate([images.train.labels, images.test.labels])
-    small = pixels[:, ::4, ::4]
-    assert (np.kron(small, np.ones((1, 4, 4))) == pixels).all()
+    small = pixels[:, ::enlarge, ::enlarge]
+    assert (np.kron(small, np.ones((1, enlarge, enlarge))) == pixels).all()
     scans = load_digits()
     expected = np.column_stack([np.rint(scans.data / 16 * 255), scans.target]).astype(int).tolist()
     assert sorted(np.column_stack([small.reshape(-1, 64), labels]).astype(int).tolist()) == sorted(expected)
@@ -55,6 +58,11 @@ def test_digits_are_split_with_each_class_in_its_share(root):
     images = load(describe({"_target_": "smallbatch.data.sources.digits", "root": str(root)}))
     train, test = (np.bincount(split.labels) for split in (images.train, images.test))
     assert (abs(test - (train + test) * 360 / 1797) <= 1).all()
+
+
+def test_digits_cannot_be_enlarged_to_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="enlarge=0"):
+        describe({"_target_": "smallbatch.data.sources.digits", "root": str(tmp_path), "enlarge": 0})
 
 
 # Subsets

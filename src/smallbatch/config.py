@@ -317,6 +317,12 @@ def identity(run: Run) -> dict[str, Any]:
     return present | {"base_lr": float(run.base_lr).hex(), "weight_decay": float(run.weight_decay).hex()}
 
 
+def setting(run: Run) -> str:
+    """Eight hex digits over what a run has beside what sweeps vary."""
+    rest = {k: v for k, v in identity(run).items() if k not in VARIED}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def make_run(cfg: DictConfig, describe: Any = None) -> Run:
     """Check one composed config and freeze it. Raises ConfigError (also for data that cannot be read).
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from smallbatch.config import ConfigError, Run
+from smallbatch.config import ConfigError, Run, setting
 from smallbatch.data import Description
+from smallbatch.data.folders import preparation
 from smallbatch.grid import Compose, Describe, Point, Rates, expand
 from smallbatch.store import Record
 
@@ -23,8 +24,10 @@ class Ended:
     def __init__(self, records: dict[str, Record]) -> None:
         self.records = records
         self.by_cell: dict[str, list[Record]] = defaultdict(list)
+        self.by_setting: dict[str, list[Record]] = defaultdict(list)
         for record in records.values():
             self.by_cell[cell(record.run)].append(record)
+            self.by_setting[setting(record.run)].append(record)
         seen = Counter((record.run.data["name"], record.run.data["fingerprint"]) for record in records.values())
         self.fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
 
@@ -35,7 +38,11 @@ class Ended:
         """
         sizes = (data["train_size"] or sys.maxsize, data["test_size"] or sys.maxsize)
         fingerprint = self.fingerprints.get(data["name"], "")
-        return Description(data["name"], Path(), fingerprint, 0, *sizes, (sys.maxsize, sys.maxsize))
+        return Description(data["name"], Path(), fingerprint, 0, *sizes, (sys.maxsize, sys.maxsize), preparation(data))
+
+    def alike(self, run: Run) -> list[Record]:
+        """The runs of a run's setting, whatever their batch sizes, η̃ and seed."""
+        return self.by_setting.get(setting(run), [])
 
     def of(self, points: Iterable[Point], any_seed: bool) -> tuple[list[Record], list[Run]]:
         """The records of some points, and the points that have none; with `any_seed` a cell's other seeds count."""

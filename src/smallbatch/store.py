@@ -70,7 +70,7 @@ def write_result(path: Path, run: Run, rows: list[Row], result: dict[str, Any]) 
     """Write result.json last: from then on the run counts as done (unless it failed)."""
     write_config(path, run)
     write_rows(path, rows)
-    sealed = result | {"sha256": _seal(run, rows, result)}
+    sealed = result | {"sha256": _seal(run, _rows_text(rows), result)}
     write_text(path / "result.json", json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -84,10 +84,11 @@ def read(path: Path) -> Record | None:
         result = json.loads(text)
         seal = result.pop("sha256")
         run = Run.from_dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
-        rows = _parse_rows((path / "epochs.csv").read_text(encoding="utf-8"))
+        text = (path / "epochs.csv").read_text(encoding="utf-8")
+        rows = _parse_rows(text)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedRun(f"{path}: unreadable ({type(error).__name__}: {error})") from None
-    if seal != _seal(run, rows, result):
+    if seal != _seal(run, text, result):
         raise DamagedRun(f"{path}: the files do not match the checksum in result.json")
     if run.key != path.name:
         raise DamagedRun(f"{path}: holds the config of run {run.key}")
@@ -325,8 +326,8 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _seal(run: Run, rows: list[Row], result: dict[str, Any]) -> str:
-    text = json.dumps([run.to_dict(), _rows_text(rows), result], sort_keys=True, ensure_ascii=False)
+def _seal(run: Run, rows: str, result: dict[str, Any]) -> str:
+    text = json.dumps([run.to_dict(), rows, result], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from smallbatch import store
-from smallbatch.config import ConfigError, format_power
+from smallbatch.config import ConfigError, format_power, setting
 from smallbatch.data import describe
 from smallbatch.grid import Compose, Grid, Point, Rates, expand, stages
 from smallbatch.lookup import Ended, best_rates
-from smallbatch.store import DamagedRun, Record
+from smallbatch.store import DamagedRun
 
 QUIET = 60.0  # seconds without news after which a log that is no terminal gets a line of how it goes
 
@@ -52,7 +52,7 @@ def _train_stage(arguments: list[str], compose: Compose, launch: Launch, cfg: Di
             _launch_all(missing, folders, before, launch)
         except KeyboardInterrupt:
             interrupted = True
-    _sum_up(grid, missing, folders, before)
+    _sum_up(grid, found, folders, before)
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -68,8 +68,8 @@ def cost(point: Point) -> float:
     return point.updates * (point.run.batch_size + 5.0)
 
 
-def _ended(points: list[Point], folders: Path) -> dict[str, Record]:
-    """The points' sound results by key; what is damaged is reported and will be trained again."""
+def _ended(points: list[Point], folders: Path) -> dict[str, float]:
+    """The scores of the points that have a sound result, by key; what is damaged will be trained again."""
     found = {}
     for point in points:
         try:
@@ -78,7 +78,7 @@ def _ended(points: list[Point], folders: Path) -> dict[str, Record]:
             print(f"damaged, will be trained again: {damage}", file=sys.stderr)
             continue
         if record and record.result["status"] in store.ENDED:
-            found[point.run.key] = record
+            found[point.run.key] = record.result["score"]
             store.tidy(store.folder(folders, point.run))
     return found
 
@@ -238,34 +238,38 @@ class Progress:
         return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
 
-def _sum_up(grid: Grid, missing: list[Point], folders: Path, before: dict[str, Any]) -> None:
-    """The scores as a table, then every point that has none, and why."""
-    trained = {p.run.key for p in missing}
+def _sum_up(grid: Grid, found: dict[str, float], folders: Path, before: dict[str, Any]) -> None:
+    """The scores as a table, then every point that has none, and why; `found`: the scores from before."""
     counts: Counter[str] = Counter()
     scores: dict[tuple[float, int], list[float]] = {}
     problems = []
     for point in grid.points:
         path = store.folder(folders, point.run)
-        status = _status(folders, point, before) if point.run.key in trained else "finished before"
+        cell = scores.setdefault((point.run.base_lr, point.run.batch_size), [])
+        status = "finished before" if point.run.key in found else _status(folders, point, before)
         counts[status] += 1
-        if status in (*store.ENDED, "finished before"):
-            record = store.read(path)
-            if record:
-                scores.setdefault((point.run.base_lr, point.run.batch_size), []).append(record.result["score"])
+        record = store.read(path) if status in (*store.ENDED, "failed") else None
+        if status == "finished before":
+            cell.append(found[point.run.key])
+        elif record and status in store.ENDED:
+            cell.append(record.result["score"])
         elif status == "failed":
-            record = store.read(path)
             problems.append(f"failed: {point.run.label}: {record.result['error'] if record else '?'} ({path})")
         elif status == "elsewhere":
             problems.append(f"in training by another process: {point.run.label}")
         else:
             problems.append(f"not trained: {point.run.label}")
-    _print_scores(scores)
+    if len({setting(point.run) for point in grid.points}) == 1:
+        _print_scores(scores)
+    elif grid.figures:
+        print("to see them: python src/figures.py")
     print(", ".join(f"{n} {status}" for status, n in counts.items()))
     for line in problems:
         print(line, file=sys.stderr)
 
 
 def _print_scores(scores: dict[tuple[float, int], list[float]]) -> None:
+    scores = {cell: values for cell, values in scores.items() if values}
     if len(scores) < 2:
         return
     sizes = sorted({m for _, m in scores})

@@ -1,7 +1,5 @@
 """Run records as one pandas table, and the choice of rows from it."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smallbatch.config import VARIED, ConfigError, Run, format_power, identity, parse_power
+from smallbatch.config import VARIED, ConfigError, format_power, parse_power, setting
 from smallbatch.store import Record
 
 
@@ -42,12 +40,6 @@ def _row(record: Record) -> dict[str, Any]:
     return row | {
         name: result[name] for name in ("status", "score", "chance", "train_images", "test_images", "seconds")
     }
-
-
-def setting(run: Run) -> str:
-    """Eight hex digits over what a run has beside what sweeps vary."""
-    rest = {k: v for k, v in identity(run).items() if k not in VARIED}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def parse_choice(words: list[str]) -> dict[str, list[str]]:

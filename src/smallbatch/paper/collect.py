@@ -21,6 +21,7 @@ class FigureRuns:
     title: str
     draw: str
     stand_in: str
+    of: list[str]
     records: list[Record]
     missing: list[Run]
 
@@ -53,7 +54,7 @@ def collect(name: str, scale: str, words: list[str], compose: Compose, ended: En
         grid = expand([f"figure={name}", f"scale={scale}", *words], compose, ended.describe, rates)
         records, missing = ended.of(grid.points, not any(word.startswith("seed=") for word in words))
     stand_in = f"stand-in, not ImageNet: {figure.stand_in[scale]}" if scale in figure.stand_in else ""
-    return FigureRuns(name, scale, title(figure), figure.draw.name, stand_in, records, missing)
+    return FigureRuns(name, scale, title(figure), figure.draw.name, stand_in, figure.of, records, missing)
 
 
 def title(figure: Figure) -> str:

@@ -1,8 +1,10 @@
-"""The paper's two-panel sweep figure from a table of runs."""
+"""The paper's figures, each in the paper's form, from the runs that are there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,6 +15,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from smallbatch.config import format_power
 from smallbatch.files import replacing
+from smallbatch.paper import paths
+from smallbatch.paper.collect import FigureRuns
 
 STYLE = {
     "font.size": 9,
@@ -27,41 +31,257 @@ STYLE = {
 }
 
 
-def sweep(frame: pd.DataFrame, title: str, note: str, points: int | None = None) -> Figure:
+def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
+    """One figure as its config says; `parts` are the figures whose runs a summary shows."""
+    total = len(runs.records) + len(runs.missing)
+    if runs.draw == "paths":
+        return sgd_paths(runs.title)
+    if runs.draw in ("best", "range"):
+        return (best if runs.draw == "best" else rate_range)(parts, runs.title, _scale_note(runs.scale))
+    note = f"{describe(runs.frame)}. {_scale_note(runs.scale)}"
+    if runs.stand_in:
+        note = f"{runs.stand_in[0].upper()}{runs.stand_in[1:]}. {note}"
+    if runs.missing:
+        note = f"INCOMPLETE: {len(runs.records)} of {total} runs. {note}"
+    title = f"{runs.title} ({runs.stand_in.partition(':')[0]})" if runs.stand_in else runs.title
+    if runs.draw == "convergence":
+        return convergence(runs.curves, title, note)
+    return {"sweep": sweep, "bn_batch": bn_batch, "variance": variance}[runs.draw](runs.frame, title, note)
+
+
+def _scale_note(scale: str) -> str:
+    return f"Scale: {scale}" + ("" if scale == "paper" else ", not the paper's size") + "."
+
+
+def sweep(frame: pd.DataFrame, title: str, note: str) -> Figure:
     """Test accuracy against m, a curve per η̃, and against η̃, a curve per m; log2 axes.
 
     A point is the mean score over seeds, with a bar of one standard deviation where there are several.
-    A point with a diverged run is a cross in the band below chance. `points`: how many runs the figure should have.
+    A point with a diverged run is a cross in the band below chance.
     """
-    cells = _cells(frame)
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    cells = _cells(frame, ["batch_size", "base_lr"])
+    with _style():
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        lanes = Lanes(100 * float(frame["chance"].iloc[0]), max(100 * float(frame["score"].max()), 20.0))
-        any_lost = bool(cells["diverged"].any())
-        for axes, x, curve, colours in (
-            (left, "batch_size", "base_lr", "plasma"),
-            (right, "base_lr", "batch_size", "viridis"),
-        ):
-            _panel(axes, cells, x, curve, colours, lanes)
-            _finish(axes, lanes, any_lost)
+        lanes = _lanes(frame)
+        for axes, x, curve in ((left, "batch_size", "base_lr"), (right, "base_lr", "batch_size")):
+            _panel(axes, cells, x, curve, lanes)
+            _finish(axes, lanes, bool(cells["diverged"].any()))
         left.set(xlabel="batch size m", ylabel="test accuracy (%)", title="against batch size")
         right.set(xlabel="base learning rate η̃ = η / m", title="against base learning rate")
         right.tick_params(labelleft=False)
-        if any_lost:
-            note += "\nCrosses in the band below chance (dotted): diverged, scored at chance."
-        if points and len(frame) < points:
-            note = f"INCOMPLETE: {len(frame)} of {points} runs. {note}"
-        figure.suptitle(title, fontsize=11, weight="bold", x=0.01, ha="left")
-        figure.supxlabel(note, fontsize=8, color="0.35", x=0.01, ha="left")
+        _caption(figure, title, note, bool(cells["diverged"].any()))
     return figure
+
+
+def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:
+    """Test accuracy against the BN batch, a curve per SGD batch, whose right end is a BN batch equal to it."""
+    cells = _cells(frame, ["batch_size", "bn_batch_size"])
+    with _style():
+        figure = Figure(figsize=(6.6, 4.4), layout="constrained")
+        axes = figure.subplots()
+        lanes = _lanes(frame)
+        _panel(axes, cells, "bn_batch_size", "batch_size", lanes, heading="SGD batch m")
+        _finish(axes, lanes, bool(cells["diverged"].any()))
+        axes.set(xlabel="BN batch size", ylabel="test accuracy (%)")
+        rates = frame.groupby("batch_size")["base_lr"].first()
+        chosen = ", ".join(f"{power_text(rate)} at {m}" for m, rate in rates.items())
+        _caption(figure, title, f"{note}\nη̃ for each SGD batch: {chosen}.", bool(cells["diverged"].any()))
+    return figure
+
+
+def convergence(curves: pd.DataFrame, title: str, note: str) -> Figure:
+    """Training and test accuracy against epochs, a curve per m, the mean over seeds; a cross where one diverged."""
+    with _style():
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        sizes = sorted(curves["batch_size"].unique())
+        for axes, column, name in zip(panels, ("train_accuracy", "test_accuracy"), ("training", "test"), strict=True):
+            for m, colour in zip(sizes, _palette("viridis", len(sizes)), strict=True):
+                line = 100 * curves[curves["batch_size"] == m].groupby("epoch")[column].mean()
+                axes.plot(line.index, line, color=colour, lw=1.4, marker="o", ms=2.5, label=f"{m}")
+                lost = curves[(curves["batch_size"] == m) & curves["train_loss"].isna()]
+                axes.plot(lost["epoch"], 100 * lost[column], "x", color=colour, ms=7, mew=1.8)
+            axes.set(xlabel="epoch", title=f"{name} accuracy")
+            axes.set_xlim(0, curves["epoch"].max() * 1.02)
+        panels[0].set_ylabel("accuracy (%)")
+        panels[1].tick_params(labelleft=False)
+        panels[1].legend(title="m", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+        if curves["train_loss"].isna().any():
+            note += "\nCrosses: diverged in this epoch."
+        _caption(
+            figure, title, f"{note} Training accuracy is measured during the epoch, with the weights as they move."
+        )
+    return figure
+
+
+def best(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
+    """Best mean test accuracy over η̃ against m, a curve per setting; hollow where the best η̃ is at a grid's edge."""
+    with _style():
+        figure = Figure(figsize=(8.6, 4.8), layout="constrained")
+        axes = figure.subplots()
+        sizes: set[int] = set()
+        for place, (part, colour) in enumerate(zip(parts, _palette("turbo", len(parts)), strict=True)):
+            tops = _tops(part.frame)
+            sizes |= set(tops.index)
+            marker = "os^Dv<>p*hX"[place % 11]
+            axes.plot(tops.index, tops["mean"], color=colour, lw=1.4, marker=marker, ms=5, label=_setting_label(part))
+            edge = tops[tops["edge"]]
+            axes.plot(edge.index, edge["mean"], ls="", color=colour, marker=marker, ms=5, mfc="white")
+        _power_axis(axes, sorted(sizes))
+        axes.set(xlabel="batch size m", ylabel="best test accuracy over η̃ (%)")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        note += " η̃ is chosen on the test set, as in the paper. Hollow: the best η̃ is the lowest or highest one tried."
+        _caption(figure, title, f"{_incomplete(parts)}{note}")
+    return figure
+
+
+def rate_range(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
+    """The η̃ that train reliably against m, a panel per setting: a bar from the lowest to the highest.
+
+    Reliable: every seed reaches chance + ½ (best score of the setting − chance).
+    """
+    with _style():
+        columns = min(4, len(parts))
+        rows = -(-len(parts) // columns)
+        figure = Figure(figsize=(2.9 * columns + 0.6, 2.4 * rows + 0.9), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, part in zip(grid, parts, strict=False):
+            _range_panel(axes, part.frame)
+            axes.set_title(_setting_label(part))
+        for axes in grid[len(parts) :]:
+            axes.set_visible(False)
+        _power_axis(grid[0], sorted({m for part in parts for m in part.frame["batch_size"]}), crowded=6)
+        grid[0].set_yscale("log", base=2)
+        grid[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_text(value)))
+        figure.supylabel("base learning rate η̃", fontsize=9)
+        seeds = min(int(part.frame["seed"].nunique()) for part in parts)
+        note += (
+            f" Bars: η̃ at which every seed ({seeds} or more) reaches chance + ½ (best − chance);"
+            " dots: the best η̃; grey: the η̃ tried. Against batch size m."
+        )
+        _caption(figure, title, f"{_incomplete(parts)}{note}")
+    return figure
+
+
+def _range_panel(axes: Axes, frame: pd.DataFrame) -> None:
+    chance = frame["chance"].iloc[0]
+    cells = frame.groupby(["batch_size", "base_lr"])["score"].agg(["mean", "min"]).reset_index()
+    cells["reliable"] = cells["min"] >= chance + 0.5 * (cells["mean"].max() - chance)
+    for m in sorted(cells["batch_size"].unique()):
+        some = cells[cells["batch_size"] == m]
+        axes.plot([m, m], [some["base_lr"].min(), some["base_lr"].max()], color="0.88", lw=9, solid_capstyle="butt")
+        good = some[some["reliable"]]
+        if len(good):
+            low, high = good["base_lr"].min() / 2**0.4, good["base_lr"].max() * 2**0.4
+            axes.plot([m, m], [low, high], color="#31688e", lw=7, solid_capstyle="butt")
+            axes.plot(m, good["base_lr"][good["mean"].idxmax()], "o", color="white", ms=3.5)
+
+
+def variance(frame: pd.DataFrame, title: str, note: str) -> Figure:
+    """T1: tr Cov of an update against m, raw and less the finite-population factor, and the line of slope 1."""
+    size = frame["train_images"].iloc[0]
+    grouped = frame.groupby("batch_size")["update_variance"]
+    raw = grouped.mean()
+    corrected = raw / (1 - raw.index / size)
+    with _style():
+        figure = Figure(figsize=(6.2, 4.4), layout="constrained")
+        axes = figure.subplots()
+        axes.loglog(
+            raw.index, corrected.iloc[0] * raw.index / raw.index[0], color="0.6", lw=1, ls="--", label="slope 1"
+        )
+        axes.loglog(raw.index, raw, "o", mfc="white", color="#31688e", label="measured")
+        axes.loglog(raw.index, corrected, "o", color="#31688e", label="÷ (1 − m / N)")
+        slope = np.polyfit(np.log(raw.index), np.log(corrected), 1)[0]
+        axes.set_xscale("log", base=2)
+        _power_axis(axes, list(raw.index))
+        axes.set(xlabel="batch size m", ylabel="tr Cov(η̃ Σ∇L) at fixed weights")
+        axes.legend(loc="upper left")
+        _caption(
+            figure, title, f"{note}\nAt the initial weights, mean over seeds. Fitted slope {slope:.3f}; N = {size:,}."
+        )
+    return figure
+
+
+def sgd_paths(title: str) -> Figure:
+    """n small steps and one large step from one start, computed on a least-squares loss of two weights (eq. 2)."""
+    sketch = paths.compute()
+    with _style():
+        figure = Figure(figsize=(6.2, 5.8), layout="constrained")
+        axes = figure.subplots()
+        both = np.concatenate([sketch.small, sketch.large, sketch.minimum[None]])
+        middle, reach = (both.min(axis=0) + both.max(axis=0)) / 2, 0.65 * np.ptp(both, axis=0).max()
+        x, y = (np.linspace(middle[i] - reach, middle[i] + reach, 200) for i in (0, 1))
+        height = sketch.loss(np.stack(np.meshgrid(x, y), axis=-1))
+        axes.contour(
+            x, y, height, levels=np.geomspace(height.min() + 1e-3, height.max(), 14), colors="0.8", linewidths=0.8
+        )
+        n = len(sketch.small) - 1
+        axes.plot(*sketch.small.T, color="#31688e", marker="o", ms=3, lw=1.4, label=f"{n} steps of m = 1")
+        axes.plot(*sketch.large.T, color="#d8576b", marker="s", ms=5, lw=1.4, label=f"1 step of m = {n}")
+        axes.plot(*sketch.minimum, "*", color="black", ms=10, label="minimum")
+        axes.annotate("start", sketch.small[0], textcoords="offset points", xytext=(6, 6), fontsize=8)
+        axes.set(xlabel="θ₁", ylabel="θ₂", aspect="equal")
+        axes.legend(loc="best")
+        ends = [float(sketch.loss(path[-1])) for path in (sketch.small, sketch.large)]
+        note = (
+            f"Least squares on {n} examples, η̃ = {sketch.base_lr:g} for both; each path computes {n} gradients.\n"
+            f"Loss at the start {float(sketch.loss(sketch.small[0])):.2f}, after the small steps {ends[0]:.3f}, "
+            f"after the large one {ends[1]:.3f}."
+        )
+        _caption(figure, title, note)
+    return figure
+
+
+def _incomplete(parts: Sequence[FigureRuns]) -> str:
+    lacking = [part.name for part in parts if part.missing]
+    return f"INCOMPLETE: runs of {', '.join(lacking)} are missing. " if lacking else ""
+
+
+def _setting_label(part: FigureRuns) -> str:
+    """Network, norm and data in a few words: `resnet32 BN cifar10, augmented (fig08)`."""
+    first = part.frame.iloc[0]
+    norm = {"none": "no BN", "batch": "BN", "group": "GN"}[first["norm"]]
+    if first["norm"] == "batch" and first["norm.layers"] == "conv":
+        norm = "BN in conv"
+    extra = [w for w, on in (("augmented", first["data.augment"]), ("warm-up", first["schedule.warmup"] > 0)) if on]
+    return ", ".join([f"{part.name}: {first['model']} {norm}", *extra])
+
+
+def _tops(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each m the best mean score (%) and whether its η̃ is at an edge of those tried at m."""
+    cells = _cells(frame, ["batch_size", "base_lr"])
+    rows = cells.loc[cells.groupby("batch_size")["mean"].idxmax()].set_index("batch_size")
+    edges = cells.groupby("batch_size")["base_lr"].agg(["min", "max"])
+    return rows.assign(edge=(rows["base_lr"] == edges["min"]) | (rows["base_lr"] == edges["max"]))
+
+
+def _style() -> Any:
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def _palette(name: str, count: int) -> np.ndarray:
+    return np.asarray(mpl.colormaps[name](np.linspace(0.0, 0.88, count)))
+
+
+def _caption(figure: Figure, title: str, note: str, any_lost: bool = False) -> None:
+    if any_lost:
+        note += "\nCrosses in the band below chance (dotted): diverged, scored at chance."
+    width = figure.get_figwidth()
+    figure.suptitle(fill(title, int(10 * width)), fontsize=11, weight="bold", x=0.01, ha="left")
+    lines = [fill(line, int(16 * width)) for line in note.splitlines()]
+    figure.supxlabel("\n".join(lines), fontsize=8, color="0.35", x=0.01, ha="left")
+
+
+def _lanes(frame: pd.DataFrame) -> "Lanes":
+    return Lanes(100 * float(frame["chance"].iloc[0]), max(100 * float(frame["score"].max()), 20.0))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write PNG (200 dpi) and SVG, each in one step; returns their paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with _style():
         for suffix, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
             path = stem.with_name(f"{stem.name}.{suffix}")
             with replacing(path) as temporary:
@@ -85,17 +305,17 @@ def describe(frame: pd.DataFrame) -> str:
     return ", ".join([*parts, f"{seeds} seed{'s' if seeds > 1 else ''}"])
 
 
-def _cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation of the score, in percent, and whether a run diverged, per (m, η̃)."""
+def _cells(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean and standard deviation of the score, in percent, and whether a run diverged, per cell."""
     frame = frame.assign(percent=100 * frame["score"], diverged=frame["status"] == "diverged")
-    grouped = frame.groupby(["batch_size", "base_lr"])
+    grouped = frame.groupby(by)
     cells = grouped["percent"].agg(["mean", "std", "count"])
     return cells.assign(diverged=grouped["diverged"].any()).reset_index()
 
 
-def _panel(axes: Axes, cells: pd.DataFrame, x: str, curve: str, colours: str, lanes: "Lanes") -> None:
+def _panel(axes: Axes, cells: pd.DataFrame, x: str, curve: str, lanes: "Lanes", heading: str = "") -> None:
     values = sorted(cells[curve].unique())
-    palette = mpl.colormaps[colours](np.linspace(0.0, 0.88, len(values)))
+    palette = _palette("plasma" if curve == "base_lr" else "viridis", len(values))
     for place, (value, colour) in enumerate(zip(values, palette, strict=True)):
         line = cells[cells[curve] == value].sort_values(x)
         lost = line["diverged"]
@@ -108,14 +328,19 @@ def _panel(axes: Axes, cells: pd.DataFrame, x: str, curve: str, colours: str, la
             **{"color": colour, "lw": 1.4, "marker": "o", "ms": 3.5, "capsize": 2, "label": power_text(value)},
         )
         axes.plot(line[x][lost], height[lost], "x", color=colour, ms=4, mew=1.2)
+    _power_axis(axes, sorted(cells[x].unique()))
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [handle.lines[0] for handle in handles[::-1]]  # type: ignore[attr-defined]  # without the bars
+    heading = heading or ("η̃" if curve == "base_lr" else "m")
+    axes.legend(lines, labels[::-1], title=heading, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _power_axis(axes: Axes, values: Sequence[float], crowded: int = 13) -> None:
+    """A log2 axis with a tick at every value, or every second one where that would be crowded."""
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(_ticks(sorted(cells[x].unique()))))
+    axes.xaxis.set_major_locator(FixedLocator(list(values if len(values) <= crowded else values[::2])))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_text(value)))
-    handles, labels = axes.get_legend_handles_labels()
-    heading = "η̃" if curve == "base_lr" else "m"
-    lines = [handle.lines[0] for handle in handles[::-1]]  # type: ignore[attr-defined]  # without the bars
-    axes.legend(lines, labels[::-1], title=heading, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 @dataclass(frozen=True)
@@ -142,11 +367,6 @@ def _finish(axes: Axes, lanes: Lanes, any_lost: bool) -> None:
     axes.set_ylim(lanes.bottom if any_lost else max(0, lanes.chance - 5), min(101, lanes.top * 1.04))
     step = 10 if lanes.top > 40 else 5
     axes.yaxis.set_major_locator(FixedLocator([y for y in range(0, 101, step) if y >= lanes.chance]))
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Every value, or every second one where that would be crowded."""
-    return list(values if len(values) <= 13 else values[::2])
 
 
 def power_text(value: float) -> str:

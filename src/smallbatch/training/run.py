@@ -185,12 +185,17 @@ def _result(run: Run, images: Images, rows: list[store.Row], status: str, cfg: D
 def _provenance() -> dict[str, Any]:
     """Versions, commit and machine."""
     packages = ("torch", "torchvision", "pytorch-lightning", "numpy")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    machine = {"host": platform.node(), "device": device_name(), "cores": os.cpu_count()}
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "commit": _commit(),
-        "machine": {"host": platform.node(), "device": device, "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": machine | {"system": platform.platform()},
     }
+
+
+def device_name() -> str:
+    """What runs train on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
 
 
 def processor() -> str:

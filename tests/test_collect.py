@@ -1,0 +1,138 @@
+"""A figure's runs are found whatever their seed, what is missing is named, and each figure shows what it should."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from smallbatch.compose import compose
+from smallbatch.config import ConfigError
+from smallbatch.grid import expand
+from smallbatch.lookup import Ended, best_rates
+from smallbatch.paper import figures, paths
+from smallbatch.paper.collect import collect
+from smallbatch.store import Record
+
+EMPTY = Ended({})
+
+
+def rates(words, sizes):
+    return {m: 2.0**-8 for m in sizes}
+
+
+def record(run, score: float = 0.5, status: str = "finished", epochs: int | None = None) -> Record:
+    columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "train_seconds")
+    rows = [
+        {"epoch": e, "updates": e, "images": e, "eval_seconds": 0.5} | dict.fromkeys(columns, score)
+        for e in range(1, (epochs or run.epochs) + 1)
+    ]
+    result = {"status": status, "score": score, "chance": 0.1, "train_images": 1024, "test_images": 360, "seconds": 3.0}
+    return Record(run, rows, result)
+
+
+def runs_of(name: str, scale: str = "smoke", *words: str) -> list:
+    return [p.run for p in expand([f"figure={name}", f"scale={scale}", *words], compose, EMPTY.describe, rates).points]
+
+
+def ended(*records: Record) -> Ended:
+    return Ended({r.run.key: r for r in records})
+
+
+def test_every_seed_of_a_figure_s_points_is_found_and_only_what_has_none_is_missing():
+    some = runs_of("fig07")
+    other = [replace(run, seed=7) for run in some]
+    store = ended(*map(record, some[:4]), *map(record, other[2:6]), *map(record, runs_of("fig08")))
+    found = collect("fig07", "smoke", [], compose, store)
+    assert {r.run.key for r in found.records} == {run.key for run in [*some[:4], *other[2:6]]}
+    assert found.missing == some[6:]
+    strict = collect("fig07", "smoke", ["seed=0"], compose, store)
+    assert {r.run.key for r in strict.records} == {run.key for run in some[:4]}
+    assert strict.missing == some[4:]
+
+
+def test_a_figure_of_two_seeds_lacks_the_second_until_any_second_one_is_there():
+    both = runs_of("fig12")
+    first = [run for run in both if run.seed == 0]
+    assert len(collect("fig12", "smoke", [], compose, ended(*map(record, first))).missing) == len(first)
+    more = [replace(run, seed=5) for run in first]
+    assert collect("fig12", "smoke", [], compose, ended(*map(record, [*first, *more]))).missing == []
+
+
+def test_the_best_rate_is_over_all_seeds_with_ties_to_the_smaller():
+    sweep = runs_of("fig08")
+    scores = {2.0**-10: [0.6, 0.8], 2.0**-8: [0.9, 0.5], 2.0**-6: [0.7, 0.6]}
+    records = [record(replace(run, seed=s), scores[run.base_lr][s]) for run in sweep for s in (0, 1)]
+    find = best_rates(ended(*records), compose, EMPTY.describe)
+    assert find(["figure=fig08", "scale=smoke"], [16, 128]) == {16: 2.0**-10, 128: 2.0**-10}
+    records = [r for r in records if r.run.batch_size != 16 or r.run.base_lr != 2.0**-6]
+    find = best_rates(ended(*records), compose, EMPTY.describe)
+    assert find(["figure=fig08", "scale=smoke"], [128]) == {128: 2.0**-10}
+    with pytest.raises(ConfigError, match=r"1 of 6 runs are missing.*train.py -m figure=fig08 scale=smoke batch_size="):
+        find(["figure=fig08", "scale=smoke"], [16, 128])
+
+
+def test_figure_13_is_drawn_at_the_rates_of_figure_8_and_its_right_ends_are_figure_8_s_runs():
+    sweep = [record(run, 0.9 if run.base_lr == 2.0**-8 else 0.5) for run in runs_of("fig08")]
+    ghost = [record(run, 0.8) for run in runs_of("fig13a")]
+    found = collect("fig13a", "smoke", [], compose, ended(*sweep, *ghost[:-1]))
+    ends = found.frame[found.frame["bn_batch_size"] == found.frame["batch_size"]]
+    assert set(ends["key"]) <= {r.run.key for r in sweep}
+    figure = figures.draw(found)
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["128", "16"]
+    assert axes.get_legend().get_title().get_text() == "SGD batch m"
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"] == [[2, 4, 16], [2, 4, 16, 128]]
+
+
+def test_a_stand_in_says_so_in_title_and_caption():
+    found = collect("fig12", "smoke", [], compose, ended(*map(record, runs_of("fig12"))))
+    figure = figures.draw(found)
+    assert "(stand-in, not ImageNet)" in figure._suptitle.get_text().replace("\n", " ")
+    assert figure._supxlabel.get_text().startswith("Stand-in, not ImageNet: ResNet-8 on digits.")
+
+
+def test_an_incomplete_figure_says_how_much_is_there():
+    runs = runs_of("fig05")
+    figure = figures.draw(collect("fig05", "smoke", [], compose, ended(*map(record, runs[:4]))))
+    assert figure._supxlabel.get_text().startswith("INCOMPLETE: 4 of 9 runs.")
+
+
+def test_convergence_has_a_curve_a_batch_size_over_epochs_and_a_cross_where_one_diverged():
+    kept, lost = runs_of("fig04")[:2]
+    ending = record(lost, 0.1, "diverged", epochs=2)
+    ending.rows[-1]["train_loss"] = float("nan")
+    found = collect("fig04", "smoke", [], compose, ended(record(kept), ending))
+    train, test = figures.draw(found).axes
+    for axes in (train, test):
+        curves = [line for line in axes.lines if line.get_marker() == "o"]
+        assert [list(line.get_xdata()) for line in curves] == [[1, 2, 3, 4], [1, 2]]
+        assert list(curves[0].get_ydata()) == [50.0] * 4
+        crosses = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "x"]
+        assert crosses == [[], [2]]
+
+
+def test_the_summaries_take_the_best_over_rates_and_the_reliable_ones():
+    scores = {2: [0.9, 0.95, 0.3], 16: [0.8, 0.7, 0.2], 128: [0.5, 0.2, 0.1]}  # by η̃, rising
+    runs = runs_of("fig05")
+    lrs = sorted({run.base_lr for run in runs})
+    part = collect(
+        "fig05", "smoke", [], compose, ended(*[record(r, scores[r.batch_size][lrs.index(r.base_lr)]) for r in runs])
+    )
+    (axes,) = figures.best([part], "Title", "note").axes
+    assert [list(np.round(line.get_ydata())) for line in axes.lines] == [[95, 80, 50], [80, 50]]
+    assert axes.lines[1].get_markerfacecolor() == "white"  # the best at the lowest η̃
+    panel = figures.rate_range([part], "Title", "note").axes[0]
+    dots = [(x, y) for line in panel.lines if line.get_marker() == "o" for x, y in zip(*line.get_data(), strict=True)]
+    assert dots == [(2, lrs[1]), (16, lrs[0])]  # reliable from chance + ½ (0.95 − 0.1) on: m = 128 never is
+
+
+def test_the_sketch_is_sgd_of_one_example_a_step_and_of_all_in_one():
+    sketch = paths.compute()
+    theta = sketch.small[0]
+    gradients = [(x @ theta - y) * x for x, y in zip(sketch.x, sketch.y, strict=True)]
+    np.testing.assert_allclose(sketch.large[1], theta - sketch.base_lr * np.sum(gradients, axis=0), rtol=1e-12)
+    for before, after, x, y in zip(sketch.small[:-1], sketch.small[1:], sketch.x, sketch.y, strict=True):
+        np.testing.assert_allclose(after, before - sketch.base_lr * (x @ before - y) * x, rtol=1e-12)
+    slope = np.mean([(x @ sketch.minimum - y) * x for x, y in zip(sketch.x, sketch.y, strict=True)], axis=0)
+    np.testing.assert_allclose(slope, 0, atol=1e-12)
+    assert len(sketch.small) == len(sketch.x) + 1

@@ -1,0 +1,445 @@
+"""From runs to intervals, and from intervals to three-valued answers: the statistics that `claims.py` judges with.
+
+Accuracies and effects are in points (percent of the test images). A cell is one (m, η̃, BN batch) of a figure, with one
+run a seed; only seeds that all cells of the compared figures have are used. A cell is reliable when every seed reaches
+chance + share · (best score of the setting − chance), share ½ unless said otherwise; "converged" is reliable at ½.
+
+"Best" selects by leaving one seed out: for each seed the cell with the highest mean over the other seeds (ties to the
+smaller η̃), among converged cells if there are any, evaluated on the seed left out: no run both chooses and is chosen.
+
+Intervals are 95 % t-intervals. With the weight w of each cell and seed in the effect, their variance is
+s² Σ w² / seeds², s² the variance within cells, pooled over the converged cells of the compared figures. Where the seeds
+cancel in the effect it is paired: s² about cell and seed means, (cells − 1)(seeds − 1) degrees of freedom; else about
+cell means. A best cell that is contested counts twice in Σ w²: the choices of two seeds share the runs of all others,
+so their values go together where cells tie. Simulated 8,000 times each with 2, 3 and 5 seeds on 5 m × 7 η̃, from flat
+optima to sharp ones, intervals cover 83 to 95 % without this and 94 to 98 % with it. An effect that reads a cell that
+has not converged has a spread of its own, so its interval is that of its values over the seeds.
+
+A best η̃ at an edge of those tried at its m is censored: the true best may be higher. A comparison that this could turn
+is undecided. So is one that lacks runs or seeds.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from smallbatch.config import format_power
+
+SUPPORTED, REFUTED, UNDECIDED = "supported", "not supported", "undecided"
+POINT = 1.0  # "coincide", "similar", "fair" and "clear" are within, or beyond, one point
+RIVAL = 5.0  # points that a censored m may catch up: one octave of η̃ brings 4.0 at most in figure 1, reduced
+LEARNT = 5.0  # standard errors above chance: the best of thousands of runs that learn nothing stays below
+TIE = 3.0  # standard errors of a difference of cell means within which a best cell is contested
+CELL = ["base_lr", "batch_size", "bn_batch_size"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class FigureRuns:
+    """The runs of one figure at one scale, over all seeds that are there.
+
+    `frame`: rows of `smallbatch.table.table`; for `variance` with a column `update_variance`, the mean over an epoch's
+    disjoint batches of ‖u − ū‖², u = η̃ Σ∇L at fixed weights. `missing`: cells of the figure's grid without any run.
+    `curves`, figure 4 only: key, epoch, train_accuracy, test_accuracy. `stand_in`: "" or "stand-in, not ImageNet".
+    """
+
+    name: str
+    scale: str
+    stand_in: str
+    frame: pd.DataFrame
+    missing: int
+    curves: pd.DataFrame | None = None
+
+
+class Undecided(Exception):
+    """Runs or seeds do not suffice for any part of a test. Its text says which."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a claim: effect and 95 % interval in points, and what they rest on.
+
+    `train_*`: the same comparison of training accuracies at the end. `updates`, `updates_against`: fewest and most per
+    run on the side with the plus sign and on the other. `binomial`: standard error of one accuracy from the test set's
+    size, which all seeds share. `counts` is False for what is listed only, to show what another part rests on.
+    """
+
+    label: str
+    verdict: str
+    reason: str = ""
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    df: int | None = None
+    seeds: int | None = None
+    train_effect: float | None = None
+    train_low: float | None = None
+    train_high: float | None = None
+    updates: tuple[int, int] | None = None
+    updates_against: tuple[int, int] | None = None
+    binomial: float | None = None
+    keys: tuple[str, ...] = ()
+    counts: bool = True
+
+    @property
+    def in_training(self) -> bool | None:
+        """Whether training accuracy shows the effect's sign beyond noise (optimisation, not generalisation alone)."""
+        if self.effect is None or self.train_low is None or self.train_high is None:
+            return None
+        return self.train_low > 0 if self.effect > 0 else self.train_high < 0
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """One figure's cells in order of η̃, m, BN batch: arrays of shape (cells,), or (cells, seeds) for what a run has.
+
+    `score`, `train` and `chance` in points; `updates`: what a run that does not diverge makes; `reliable`: at the share
+    asked for.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    m: Array
+    rate: Array
+    bn: Array
+    updates: Array
+    score: Array
+    train: Array
+    key: Array
+    chance: float
+    test_images: int
+    converged: Array
+    reliable: Array
+
+    @property
+    def sizes(self) -> list[int]:
+        """Batch sizes in the grid, ascending."""
+        return [int(m) for m in np.unique(self.m)]
+
+    def within(self, low: int, high: int | None = None) -> list[int]:
+        """Those of them from `low` to `high`."""
+        return [m for m in self.sizes if m >= low and (high is None or m <= high)]
+
+    def at(self, sizes: Iterable[int]) -> Array:
+        """Mask of the cells with these batch sizes."""
+        return np.isin(self.m, list(sizes))
+
+    def row(self, m: int, rate: float) -> int | None:
+        """Where the cell of m and η̃ is, None if it was not tried."""
+        rows = np.flatnonzero((self.m == m) & (self.rate == rate))
+        return int(rows[0]) if rows.size else None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All figures at one scale, and the share at which reliability is judged."""
+
+    runs: dict[str, FigureRuns]
+    share: float = 0.5
+
+    def figure(self, name: str) -> FigureRuns:
+        """A figure with all its cells. Raises Undecided."""
+        runs = self.runs.get(name)
+        if runs is None or runs.frame.empty:
+            raise Undecided(f"{name} has no runs")
+        if runs.missing:
+            raise Undecided(f"{name} lacks the runs of {count(runs.missing, 'cell')}")
+        return runs
+
+    def cells(self, *names: str, seeds: int = 2) -> list[Cells]:
+        """The figures' cells, over the seeds common to all. Raises Undecided, also where these are too few."""
+        frames = [self.figure(name).frame for name in names]
+        common = set.intersection(*(_complete_seeds(frame) for frame in frames))
+        check_seeds(len(common), seeds, " and ".join(names))
+        return [_cells(n, f, sorted(common), self.share) for n, f in zip(names, frames, strict=True)]
+
+
+def check_seeds(have: int, need: int, where: str) -> None:
+    """Raise Undecided where seeds are too few."""
+    if have < need:
+        raise Undecided(f"{count(have, 'seed')} in all cells of {where}; at least {need} needed, e.g. seed=0,1,2")
+
+
+def count(number: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _complete_seeds(frame: pd.DataFrame) -> set[int]:
+    cells = len(frame[CELL].drop_duplicates())
+    rows = frame["seed"].value_counts()
+    return {int(seed) for seed in rows.index[rows == cells]}
+
+
+def _cells(name: str, frame: pd.DataFrame, seeds: list[int], share: float) -> Cells:
+    rows = frame[frame["seed"].isin(seeds)].sort_values([*CELL, "seed"])
+    first = rows.iloc[:: len(seeds)]
+    chance, test_images = 100 * float(rows["chance"].iloc[0]), int(rows["test_images"].iloc[0])
+    lost = (rows["status"] == "diverged") | rows["train_accuracy"].isna()
+    columns = {
+        "score": 100 * rows["score"],
+        "train": (100 * rows["train_accuracy"]).mask(lost, chance),  # as the score does
+        "key": rows["key"],
+    }
+    runs = {column: values.to_numpy().reshape(-1, len(seeds)) for column, values in columns.items()}
+    return Cells(
+        name=name,
+        seeds=tuple(seeds),
+        m=first["batch_size"].to_numpy(),
+        rate=first["base_lr"].to_numpy(),
+        bn=first["bn_batch_size"].to_numpy(),
+        updates=(first["epochs"] * (first["train_images"] // first["batch_size"])).to_numpy(),
+        chance=chance,
+        test_images=test_images,
+        converged=reliable(runs["score"], chance, test_images, 0.5),
+        reliable=reliable(runs["score"], chance, test_images, share),
+        **runs,
+    )
+
+
+def reliable(score: Array, chance: float, test_images: int, share: float) -> Array:
+    """Which cells (cells,) every seed of `score` (cells, seeds) trains; none where the best run is at chance."""
+    best = score.max()
+    if best - chance <= LEARNT * binomial_error(chance, test_images):
+        return np.zeros(len(score), bool)
+    return np.asarray((score >= chance + share * (best - chance)).all(axis=1))
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """Standard error in points of an accuracy in points, from the size of the test set."""
+    share = min(max(accuracy / 100, 0.0), 1.0)
+    return float(100 * np.sqrt(share * (1 - share) / images))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A linear function of each seed's scores, such as "accuracy at the best η̃ of m = 8": weights (cells, seeds).
+
+    `contested`: what selection adds to the sum of squared weights. `may_rise`, `may_fall`: why its true value may be
+    higher, or lower. `unknown`: why it has none.
+    """
+
+    weights: dict[Cells, Array] = field(default_factory=dict)
+    contested: float = 0.0
+    may_rise: tuple[str, ...] = ()
+    may_fall: tuple[str, ...] = ()
+    unknown: str = ""
+
+    def __add__(self, other: "Quantity") -> "Quantity":
+        weights = dict(self.weights)
+        for cells, weight in other.weights.items():
+            weights[cells] = weights[cells] + weight if cells in weights else weight
+        rise, fall = self.may_rise + other.may_rise, self.may_fall + other.may_fall
+        return Quantity(weights, self.contested + other.contested, rise, fall, self.unknown or other.unknown)
+
+    def __neg__(self) -> "Quantity":
+        weights = {cells: -weight for cells, weight in self.weights.items()}
+        return Quantity(weights, self.contested, self.may_fall, self.may_rise, self.unknown)
+
+    def __sub__(self, other: "Quantity") -> "Quantity":
+        return self + -other
+
+
+def mean(quantities: list[Quantity]) -> Quantity:
+    """Their average; unknown if there are none."""
+    if not quantities:
+        return Quantity(unknown="no such batch size in the grid")
+    total, n = sum(quantities, Quantity()), len(quantities)
+    weights = {cells: weight / n for cells, weight in total.weights.items()}
+    return replace(total, weights=weights, contested=total.contested / n**2)
+
+
+def choose(cells: Cells, among: Array) -> Array:
+    """Rows (seeds,) of the best cell in the mask for each seed, by the mean score of the other seeds."""
+    converged = among & cells.converged
+    rows = np.flatnonzero(converged if converged.any() else among)  # an edge that one seed crosses is no best cell
+    scores = cells.score[rows]
+    others = (scores.sum(axis=1, keepdims=True) - scores) / (len(cells.seeds) - 1)
+    return np.asarray(rows[np.round(others, 9).argmax(axis=0)])  # rows are in order of η̃: ties go to the smaller
+
+
+def _contested(cells: Cells, among: Array) -> bool:
+    """Whether the two highest cell means in the mask are too close to tell apart."""
+    score = cells.score[among & cells.converged]
+    variance, df = pooled(cells.score[cells.converged], paired=True)
+    if len(score) < 2 or df == 0:
+        return False
+    second, first = np.sort(score.mean(axis=1))[-2:]
+    return bool(first - second <= TIE * np.sqrt(2 * variance / len(cells.seeds)))
+
+
+def pick(cells: Cells, rows: Array, contested: bool = False) -> Quantity:
+    """The score of one cell a seed: rows (seeds,); `contested` if the choice may have gone otherwise."""
+    seeds = len(cells.seeds)
+    weight = np.zeros(cells.score.shape)
+    weight[rows, np.arange(seeds)] = 1.0
+    # Among tied cells the variance of the mean grows with the seeds: 1.4, 2.0 and 2.8 times for 2, 5 and 10.
+    return Quantity({cells: weight}, contested=seeds * (max(2.0, seeds / 3) - 1) if contested else 0.0)
+
+
+def best(cells: Cells, among: Array) -> Quantity:
+    """Accuracy at the best cell in the mask, with what is censored about it."""
+    if not among.any():
+        return Quantity(unknown=f"{cells.name}: no such batch size in the grid")
+    rows = choose(cells, among)
+    level = _mean_at(cells, rows)
+    rivals = []
+    for m in np.unique(cells.m[among]):
+        own = choose(cells, among & (cells.m == m))
+        if _mean_at(cells, own) > level - RIVAL or m in cells.m[rows]:
+            rivals.append(censored(cells, own))
+    quantity = pick(cells, rows, _contested(cells, among))
+    return replace(quantity, may_rise=tuple(reason for reason in rivals if reason))
+
+
+def tuned(cells: Cells, *sizes: int) -> Quantity:
+    """Accuracy at the best η̃ (and m, where several are given)."""
+    return best(cells, cells.at(sizes))
+
+
+def censored(cells: Cells, rows: Array) -> str:
+    """Why the best η̃ of one m may lie outside those tried; "" if it does not, or none was swept."""
+    tried = np.unique(cells.rate[cells.m == cells.m[rows[0]]])
+    where = f"at m = {cells.m[rows[0]]} in {cells.name}"
+    if len(tried) == 1:
+        return ""
+    if not cells.converged[rows].all():
+        return f"no η̃ tried {where} trains"
+    edges = [rate for rate in np.unique(cells.rate[rows]) if rate in (tried[0], tried[-1])]
+    return f"the best η̃ {where}, {format_power(edges[0])}, is at an edge of those tried" if edges else ""
+
+
+def _mean_at(cells: Cells, rows: Array) -> float:
+    return float(cells.score[rows, np.arange(len(rows))].mean())
+
+
+def pooled(score: Array, paired: bool) -> tuple[float, int]:
+    """Variance within cells of (cells, seeds), about cell means or, `paired`, cell and seed means; and its df."""
+    df = (len(score) - paired) * (score.shape[1] - 1)
+    if df <= 0:
+        return float("nan"), 0
+    rest = score - score.mean(axis=1, keepdims=True)
+    if paired:
+        rest = rest - rest.mean(axis=0, keepdims=True)
+    return float((rest**2).sum() / df), df
+
+
+def interval(quantity: Quantity, column: str = "score") -> tuple[float, float, float, int]:
+    """Mean over seeds of a known quantity, its 95 % interval (low, high) and degrees of freedom."""
+    values = sum((w * getattr(c, column)).sum(axis=0) for c, w in quantity.weights.items())
+    seeds = len(values)
+    paired = bool(np.allclose(sum(w.sum(axis=0) for w in quantity.weights.values()), 0))
+    variance, df = pooled(np.concatenate([getattr(c, column)[c.converged] for c in quantity.weights]), paired)
+    weights = sum(float((w**2).sum()) for w in quantity.weights.values())
+    error = np.sqrt(variance * (weights + quantity.contested)) / seeds
+    if df == 0 or any(w[~c.converged].any() for c, w in quantity.weights.items()):
+        error, df = values.std(ddof=1) / np.sqrt(seeds), seeds - 1
+    effect, reach = float(values.mean()), float(stdtrit(df, 0.975) * error)
+    return effect, effect - reach, effect + reach, df
+
+
+Decide = Callable[[float, float], str]
+
+
+def higher(label: str, quantity: Quantity) -> Part:
+    """Whether it is above 0: refuted from the interval below 0 or, unless wholly above, within a point of it."""
+    return _part(label, quantity, _is_higher)
+
+
+def clearly_higher(label: str, quantity: Quantity) -> Part:
+    """Whether it is above one point."""
+    return _part(label, quantity, _is_clear)
+
+
+def at_most_a_point(label: str, quantity: Quantity) -> Part:
+    """Whether it is one point or less: the opposite of `clearly_higher`."""
+    part = clearly_higher(label, quantity)
+    return replace(part, verdict={SUPPORTED: REFUTED, REFUTED: SUPPORTED}.get(part.verdict, UNDECIDED))
+
+
+def similar(label: str, quantity: Quantity, reference: float = 0.0) -> Part:
+    """Whether it is within one point of the reference; the effect is the distance from it."""
+    return _part(label, quantity, lambda low, high: is_within(low, high, POINT), reference)
+
+
+def is_within(low: float, high: float, reach: float) -> str:
+    """Whether an interval lies within ± reach, outside, or on both sides."""
+    if -reach <= low and high <= reach:
+        return SUPPORTED
+    return REFUTED if low > reach or high < -reach else UNDECIDED
+
+
+def _is_higher(low: float, high: float) -> str:
+    if low > 0:
+        return SUPPORTED
+    return REFUTED if high <= 0 or (low >= -POINT and high <= POINT) else UNDECIDED
+
+
+def _is_clear(low: float, high: float) -> str:
+    return SUPPORTED if low > POINT else REFUTED if high <= POINT else UNDECIDED
+
+
+def _part(label: str, quantity: Quantity, decide: Decide, reference: float = 0.0) -> Part:
+    if quantity.unknown:
+        return Part(label, UNDECIDED, quantity.unknown)
+    effect, low, high, df = interval(quantity)
+    effect, low, high = effect - reference, low - reference, high - reference
+    verdict = decide(low, high)
+    reason = "the interval leaves it open" if verdict == UNDECIDED else ""
+    for censors, ends in ((quantity.may_rise, (low, np.inf)), (quantity.may_fall, (-np.inf, high))):
+        if censors and verdict != UNDECIDED and decide(*ends) != verdict:
+            verdict, reason = UNDECIDED, censors[0]
+    train, train_low, train_high, _ = interval(quantity, "train")
+    plus, minus = (_side(quantity, sign) for sign in (1, -1))
+    cells = next(iter(quantity.weights))
+    return Part(
+        label=label,
+        verdict=verdict,
+        reason=reason,
+        effect=effect,
+        low=low,
+        high=high,
+        df=df,
+        seeds=len(cells.seeds),
+        train_effect=train,
+        train_low=train_low,
+        train_high=train_high,
+        updates=plus.updates,
+        updates_against=minus.updates,
+        binomial=binomial_error(plus.accuracy, cells.test_images) if plus.keys else None,
+        keys=tuple(sorted({*plus.keys, *minus.keys})),
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The runs that enter an effect with one sign: fewest and most updates, mean accuracy and keys."""
+
+    updates: tuple[int, int] | None
+    accuracy: float
+    keys: list[str]
+
+
+def _side(quantity: Quantity, sign: int) -> _Side:
+    used = {cells: sign * weight > 0 for cells, weight in quantity.weights.items()}
+    updates = [int(u) for cells, mask in used.items() for u in cells.updates[mask.any(axis=1)]]
+    scores = [float(score) for cells, mask in used.items() for score in cells.score[mask]]
+    keys = [str(key) for cells, mask in used.items() for key in cells.key[mask]]
+    return _Side((min(updates), max(updates)) if updates else None, float(np.mean(scores)) if scores else 0.0, keys)
+
+
+def all_of(verdicts: Iterable[str]) -> str:
+    """Supported if all are, not supported if any is not, else undecided; of none, undecided."""
+    given = set(verdicts)
+    return REFUTED if REFUTED in given else SUPPORTED if given == {SUPPORTED} else UNDECIDED
+
+
+def any_of(verdicts: Iterable[str]) -> str:
+    """Supported if any is, not supported if none can be, else undecided; of none, undecided."""
+    given = set(verdicts)
+    return SUPPORTED if SUPPORTED in given else REFUTED if given == {REFUTED} else UNDECIDED

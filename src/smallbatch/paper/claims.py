@@ -76,7 +76,7 @@ def _parts(claim: Claim, evidence: Evidence) -> list[Part]:
         try:
             parts.extend(test(evidence))
         except Undecided as why:
-            parts.append(Part("runs", UNDECIDED, str(why)))
+            parts.append(Part(str(why), UNDECIDED))
     return parts
 
 

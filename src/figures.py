@@ -70,8 +70,8 @@ def _draw_one(runs: FigureRuns, gathered: dict[str, FigureRuns], out: Path) -> b
     """Draw a figure if it has runs, naming those that are missing."""
     from smallbatch.paper import figures
 
-    parts = [gathered[name] for name in runs.of if name in gathered and gathered[name].records]
-    if not runs.records and not parts and runs.draw != "paths":
+    parts = [gathered[name] for name in runs.of if name in gathered and not gathered[name].frame.empty]
+    if runs.frame.empty and not parts and runs.draw != "paths":
         return False
     stem = runs.name if runs.draw == "paths" else f"{runs.name}-{runs.scale}"
     for path in figures.save(figures.draw(runs, parts), out / stem):

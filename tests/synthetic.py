@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from smallbatch.paper.evidence import FigureRuns
+from smallbatch.paper.collect import FigureRuns
 
 SIZES = [2**k for k in range(1, 12)]
 RATES = [2.0**k for k in range(-12, 1)]
@@ -29,7 +29,7 @@ def figure_runs(name, accuracy, sizes=SIZES, rates=RATES, seeds=SEEDS, bn=lambda
                 for seed in seeds:
                     score = CHANCE if truth is None else truth + noise * (random.normal() + (-1) ** seed)
                     rows.append(_row(f"{name}-{m}-{rate}-{b}-{seed}", m, rate, b, seed, score, truth is None))
-    return replace(FigureRuns(name, "paper", "", pd.DataFrame(rows), 0), **changes)
+    return replace(FigureRuns(name, "paper", pd.DataFrame(rows)), **changes)
 
 
 def _row(key, m, rate, b, seed, score, lost):

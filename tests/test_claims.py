@@ -70,7 +70,7 @@ def test_reliability_needs_three_seeds(claim):
 @pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.id != "T1"], ids=lambda claim: claim.id)
 def test_undecided_without_any_figure_that_it_reads(claim, world):
     for name in claim.figures:
-        absent, lacking = replace(world[name], frame=pd.DataFrame()), replace(world[name], missing=4)
+        absent, lacking = replace(world[name], frame=pd.DataFrame()), replace(world[name], missing=[None] * 4)
         for figure_runs, reason in ((absent, f"{name} has no runs"), (lacking, f"{name} lacks the runs of 4 cells")):
             parts = claims._parts(claim, Evidence(world | {name: figure_runs}))
             assert claims._verdict(parts) == UNDECIDED

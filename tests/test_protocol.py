@@ -1,13 +1,11 @@
 """The paper's protocol as a table, written from the paper and not from conf/, against every run that a figure names."""
 
-from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from omegaconf import DictConfig
 
 from smallbatch.compose import compose
 from smallbatch.config import Run
@@ -127,15 +125,10 @@ def describe(data: dict) -> Description:
 
 
 @cache
-def composed(*overrides: str) -> DictConfig:
-    return compose(list(overrides))
-
-
-@cache
 def points(figure: str, *given: str) -> list[Point]:
     """A figure's points at the paper's scale."""
     arguments = [f"figure={figure}", "scale=paper", *given]
-    return expand(arguments, lambda overrides: deepcopy(composed(*overrides)), describe).points
+    return expand(arguments, compose, describe, rates=lambda words, sizes: dict.fromkeys(sizes, 2.0**-8)).points
 
 
 def planned(figure: str) -> list[Point]:

@@ -20,6 +20,7 @@ from smallbatch.config import ConfigError
 from smallbatch.data import folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
 from smallbatch.data.folders import FileSplit, Preparation
+from smallbatch.data.sources import PUBLISHED
 from smallbatch.files import write_text
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -50,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set ready to train on; `mean` and `std` (C,) in [0, 255]: of the used training images, or as configured."""
+    """A data set ready to train on; `mean` and `std` (C,) in [0, 255] are of the used training images, or as given."""
 
     train: Split | FileSplit
     test: Split | FileSplit
@@ -80,6 +81,7 @@ class Description:
     test_size: int
     full: tuple[int, int]
     preparation: Preparation | None = None  # of image files
+    shape: tuple[int, ...] = ()  # (H, W, C)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -113,7 +115,23 @@ def describe(data: dict[str, Any]) -> Description:
         sizes.append(size)
     name = data.get("name") or data["_target_"].rpartition(".")[2]
     full = (meta["train"], meta["test"])
-    return Description(name, folder, meta["fingerprint"], meta["classes"], sizes[0], sizes[1], full, preparation)
+    content = (meta["fingerprint"], meta["classes"])
+    shape = (preparation.side, preparation.side, 3) if preparation else meta["shape"]
+    return Description(name, folder, *content, sizes[0], sizes[1], full, preparation, shape)
+
+
+def published(data: dict[str, Any], fingerprint: str) -> Description | None:
+    """What CIFAR or ImageNet will be once it is on this machine; None if it is here, and for other data."""
+    known = PUBLISHED.get(data["name"])
+    root, path = Path(data["root"]), data.get("path")
+    here = [Path(path), root / path] if path else [root / f"{data['name']}.npz"]
+    if known is None or any(place.exists() for place in here):
+        return None
+    shape, classes, train, test = known
+    sizes = (data["train_size"] or train, data["test_size"] or test)
+    return Description(
+        data["name"], Path(), fingerprint, classes, *sizes, (train, test), folders.preparation(data), shape
+    )
 
 
 def load(description: Description, workers: int = 0) -> Images:
@@ -195,7 +213,7 @@ def _unpacked(source: str) -> tuple[Path, dict[str, Any]]:
     note = root / f"{path.stem}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.json"
     known = _read_note(note, stamp)
     if known and all((root / known["fingerprint"] / f"{name}.npy").exists() for name in _ARRAYS):
-        return root / known["fingerprint"], known
+        return root / known["fingerprint"], known | {"shape": _shape(root / known["fingerprint"])}
     arrays, classes = _read_npz(path)
     fingerprint = _sort_and_fingerprint(arrays, classes)
     _unpack(arrays, root, fingerprint)
@@ -206,7 +224,12 @@ def _unpacked(source: str) -> tuple[Path, dict[str, Any]]:
         "test": len(arrays["test_labels"]),
     }
     write_text(note, json.dumps(meta | {"stamp": stamp}))
-    return root / fingerprint, meta
+    return root / fingerprint, meta | {"shape": _shape(root / fingerprint)}
+
+
+def _shape(folder: Path) -> tuple[int, ...]:
+    """(H, W, C) from the header of an unpacked file."""
+    return tuple(np.load(folder / "train_images.npy", mmap_mode="r", allow_pickle=False).shape[1:])
 
 
 def _call(arguments: dict[str, Any]) -> Path:

@@ -35,6 +35,13 @@ _CIFAR: dict[str, dict[str, Any]] = {
     },
 }
 
+# (H, W, C), classes, training and test images
+PUBLISHED = {
+    "cifar10": ((32, 32, 3), 10, 50_000, 10_000),
+    "cifar100": ((32, 32, 3), 100, 50_000, 10_000),
+    "imagenet": ((224, 224, 3), 1000, 1_281_167, 50_000),
+}
+
 
 def digits(root: str, enlarge: int = 4) -> Path:
     """scikit-learn's handwritten digits, 8×8 scans enlarged, 32×32×1 by default; 1,437 train, 360 test, stratified."""

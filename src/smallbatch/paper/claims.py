@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from smallbatch.paper import criteria
+from smallbatch.paper.collect import FigureRuns
 from smallbatch.paper.criteria import LARGE, SLOPE, SMALL, WIDE
-from smallbatch.paper.evidence import SUPPORTED, UNDECIDED, Evidence, FigureRuns, Part, Undecided, all_of
+from smallbatch.paper.evidence import SUPPORTED, UNDECIDED, Evidence, Part, Undecided, all_of
 
 SHARES = (0.25, 0.5, 0.75)  # where reliability claims are judged; the verdict is that at ½
 NAMED = 3  # parts in a reason; more are counted

@@ -1,11 +1,11 @@
 """The runs of a figure: what its config names, and what of that the store has, over all seeds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import pandas as pd
 
-from smallbatch.config import Figure, Run
+from smallbatch.config import Draw, Figure, Run
 from smallbatch.grid import Compose, expand, figure_config
 from smallbatch.lookup import Ended, best_rates
 from smallbatch.store import Record
@@ -14,35 +14,26 @@ from smallbatch.table import table
 
 @dataclass(frozen=True)
 class FigureRuns:
-    """The runs of one figure at one scale; `missing`: points without one; `stand_in`: what they do not show, or ""."""
+    """The runs of one figure at one scale, over all seeds that are there.
+
+    `frame`: rows of `smallbatch.table.table`; `missing`: points without a run; `stand_in`: what stands in for what, or
+    ""; `of`: the figures that a summary shows; `curves`, for figures of curves only: a row an epoch, with key,
+    batch_size, seed and the columns of epochs.csv.
+    """
 
     name: str
     scale: str
-    title: str
-    draw: str
-    stand_in: str
-    of: list[str]
-    records: list[Record]
-    missing: list[Run]
-
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        """A row a run, see `smallbatch.table`."""
-        return table(self.records)
-
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """A row an epoch: key, batch_size, seed and the columns of epochs.csv."""
-        rows = [
-            {"key": r.run.key, "batch_size": r.run.batch_size, "seed": r.run.seed, **row}
-            for r in self.records
-            for row in r.rows
-        ]
-        return pd.DataFrame(rows)
+    frame: pd.DataFrame
+    missing: Sequence[Run] = ()
+    title: str = ""
+    draw: str = "sweep"
+    stand_in: str = ""
+    of: Sequence[str] = ()
+    curves: pd.DataFrame | None = None
 
 
 def collect(name: str, scale: str, words: list[str], compose: Compose, ended: Ended) -> FigureRuns:
-    """A figure's runs at a scale, `words` changing its config; of a summary without figures of its own, none.
+    """A figure's runs at a scale, `words` changing its config; a summary has none of its own.
 
     Raises ConfigError, also where the best η̃ that the figure needs are not known yet.
     """
@@ -54,7 +45,22 @@ def collect(name: str, scale: str, words: list[str], compose: Compose, ended: En
         grid = expand([f"figure={name}", f"scale={scale}", *words], compose, ended.describe, rates)
         records, missing = ended.of(grid.points, not any(word.startswith("seed=") for word in words))
     stand_in = f"stand-in, not ImageNet: {figure.stand_in[scale]}" if scale in figure.stand_in else ""
-    return FigureRuns(name, scale, title(figure), figure.draw.name, stand_in, figure.of, records, missing)
+    return FigureRuns(
+        name,
+        scale,
+        frame=table(records),
+        missing=missing,
+        title=title(figure),
+        draw=figure.draw.name,
+        stand_in=stand_in,
+        of=figure.of,
+        curves=_curves(records) if figure.draw is Draw.convergence else None,
+    )
+
+
+def _curves(records: list[Record]) -> pd.DataFrame:
+    who = [({"key": r.run.key, "batch_size": r.run.batch_size, "seed": r.run.seed}, r.rows) for r in records]
+    return pd.DataFrame([run | row for run, rows in who for row in rows])
 
 
 def title(figure: Figure) -> str:

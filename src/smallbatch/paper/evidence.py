@@ -28,6 +28,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from smallbatch.config import format_power
+from smallbatch.paper.collect import FigureRuns
 
 SUPPORTED, REFUTED, UNDECIDED = "supported", "not supported", "undecided"
 POINT = 1.0  # "coincide", "similar", "fair" and "clear" are within, or beyond, one point
@@ -37,23 +38,6 @@ TIE = 3.0  # standard errors of a difference of cell means within which a best c
 CELL = ["base_lr", "batch_size", "bn_batch_size"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class FigureRuns:
-    """The runs of one figure at one scale, over all seeds that are there.
-
-    `frame`: rows of `smallbatch.table.table`; for `variance` with a column `update_variance`, the mean over an epoch's
-    disjoint batches of ‖u − ū‖², u = η̃ Σ∇L at fixed weights. `missing`: cells of the figure's grid without any run.
-    `curves`, figure 4 only: key, epoch, train_accuracy, test_accuracy. `stand_in`: "" or "stand-in, not ImageNet".
-    """
-
-    name: str
-    scale: str
-    stand_in: str
-    frame: pd.DataFrame
-    missing: int
-    curves: pd.DataFrame | None = None
 
 
 class Undecided(Exception):
@@ -148,7 +132,7 @@ class Evidence:
         if runs is None or runs.frame.empty:
             raise Undecided(f"{name} has no runs")
         if runs.missing:
-            raise Undecided(f"{name} lacks the runs of {count(runs.missing, 'cell')}")
+            raise Undecided(f"{name} lacks the runs of {count(len(runs.missing), 'cell')}")
         return runs
 
     def cells(self, *names: str, seeds: int = 2) -> list[Cells]:

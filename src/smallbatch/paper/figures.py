@@ -33,7 +33,7 @@ STYLE = {
 
 def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
     """One figure as its config says; `parts` are the figures whose runs a summary shows."""
-    total = len(runs.records) + len(runs.missing)
+    total = len(runs.frame) + len(runs.missing)
     if runs.draw == "paths":
         return sgd_paths(runs.title)
     if runs.draw in ("best", "range"):
@@ -42,9 +42,9 @@ def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
     if runs.stand_in:
         note = f"{runs.stand_in[0].upper()}{runs.stand_in[1:]}. {note}"
     if runs.missing:
-        note = f"INCOMPLETE: {len(runs.records)} of {total} runs. {note}"
+        note = f"INCOMPLETE: {len(runs.frame)} of {total} runs. {note}"
     title = f"{runs.title} ({runs.stand_in.partition(':')[0]})" if runs.stand_in else runs.title
-    if runs.draw == "convergence":
+    if runs.curves is not None:
         return convergence(runs.curves, title, note)
     return {"sweep": sweep, "bn_batch": bn_batch, "variance": variance}[runs.draw](runs.frame, title, note)
 

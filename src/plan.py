@@ -1,0 +1,139 @@
+"""Price a grid before it is trained.
+
+    python src/plan.py figure=fig09 scale=reduced   # one figure
+    python src/plan.py figure=all                   # every figure, and all together
+    python src/plan.py batch_size=2,8 base_lr=1/512 # any grid, as train.py -m would have it
+
+The seconds of an update are measured on this machine, a few seconds for each network and batch size,
+and kept in outputs/calibration.json. Nothing is downloaded or trained. `at most`: nothing diverges;
+`expected`: with the divergences that the ended runs show.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+
+from smallbatch import store
+from smallbatch.compose import compose
+from smallbatch.config import ConfigError
+from smallbatch.data import describe, published
+from smallbatch.grid import Point, Rates, expand, figure_config, figure_names
+from smallbatch.lookup import Ended, best_rates
+from smallbatch.price import Prices, expected_share, processes, words
+
+
+@dataclass
+class Row:
+    """What one figure costs, or all of them."""
+
+    name: str
+    runs: int = 0
+    finished: int = 0
+    updates: int = 0
+    images: int = 0
+    at_most: float = 0.0
+    expected: float = 0.0
+
+
+def main() -> None:
+    """Print the table; a wrong use is one line and exit status 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
+    parser.add_argument("words", nargs="+", metavar="key=value")
+    arguments = parser.parse_args()
+    prices = Prices(arguments.store.parent / "calibration.json", lambda line: print(line, file=sys.stderr))
+    try:
+        plan(arguments.words, Ended(store.ended(arguments.store)), prices)
+    except (ConfigError, HydraException) as error:
+        sys.exit(f"error: {error}")
+
+
+def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
+    """A row a figure, and the total, in which runs that figures share count once. Raises ConfigError."""
+    rows, total, seen = [], Row("all together"), set()
+    for name, line in _lines(arguments):
+        points, guessed = _points(line, ended)
+        row = Row(name + ("*" if guessed else ""))
+        for point in points:
+            entry = _price(point, ended, prices)
+            _add(row, entry)
+            if point.run.key not in seen:
+                seen.add(point.run.key)
+                _add(total, entry)
+        rows.append(row)
+    _print([*rows, total] if len(rows) > 1 else rows)
+    count = processes()
+    print(f"\nTime of one process; with hydra/launcher=local {count} at a time: divide by {count}.")
+    if any(row.name.endswith("*") for row in rows):
+        print("* takes the best η̃ of runs that are not there yet; any η̃ costs as much if nothing diverges.")
+
+
+def _lines(arguments: list[str]) -> list[tuple[str, list[str]]]:
+    """The command line of each figure that trains something, or the one of a grid without figures."""
+    given = [n for word in arguments if word.startswith("figure=") for n in word.partition("=")[2].split(",")]
+    rest = [word for word in arguments if not word.startswith("figure=")]
+    names = [name for name in figure_names(given) if figure_config(name, compose).scales]
+    if given and not names:
+        raise ConfigError(f"{' '.join(arguments)} trains nothing, and so costs nothing")
+    return [(name, [f"figure={name}", *rest]) for name in names] if given else [("grid", arguments)]
+
+
+def _points(arguments: list[str], ended: Ended) -> tuple[list[Point], bool]:
+    """The points of a grid, and whether η̃ had to be guessed since the runs that tell it are missing."""
+    guessed = False
+    known = best_rates(ended, compose, _describe(ended))
+
+    def rates(asked: list[str], sizes: list[int]) -> dict[int, float]:
+        nonlocal guessed
+        try:
+            return known(asked, sizes)
+        except ConfigError:
+            guessed = True
+            return dict.fromkeys(sizes, 2.0**-9)
+
+    found: Rates = rates
+    return expand(arguments, compose, _describe(ended), found).points, guessed
+
+
+def _describe(ended: Ended) -> Any:
+    """The data as they are here, or as published, with the fingerprint that the runs know."""
+
+    def description(data: dict[str, Any]) -> Any:
+        return published(data, ended.fingerprints.get(data["name"], "")) or describe(data)
+
+    return description
+
+
+def _price(point: Point, ended: Ended, prices: Prices) -> Row:
+    run = point.run
+    if run.key in ended.records:
+        return Row("", runs=1, finished=1)
+    share = expected_share(run, ended.alike(run))
+    whole, part = (
+        prices.seconds(run, point.updates, point.images.test_size, point.images.shape, point.images.classes, s)
+        for s in (1.0, share)
+    )
+    return Row("", 1, 0, point.updates, point.updates * run.batch_size, whole, part)
+
+
+def _add(row: Row, entry: Row) -> None:
+    for name in ("runs", "finished", "updates", "images", "at_most", "expected"):
+        setattr(row, name, getattr(row, name) + getattr(entry, name))
+
+
+def _print(rows: list[Row]) -> None:
+    width = max(len(row.name) for row in rows)
+    print(f"{'':{width}} {'runs':>6}{'finished':>10}{'updates':>16}{'images':>18}{'at most':>10}{'expected':>10}")
+    for row in rows:
+        print(
+            f"{row.name:{width}} {row.runs:>6,}{row.finished:>10,}{row.updates:>16,}{row.images:>18,}"
+            f"{words(row.at_most):>10}{words(row.expected):>10}"
+        )
+
+
+if __name__ == "__main__":
+    main()

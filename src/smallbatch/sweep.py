@@ -1,5 +1,6 @@
 """Train a grid: expand, drop what is finished, launch the rest, show how it goes, sum up."""
 
+import math
 import sys
 import threading
 import time
@@ -15,11 +16,13 @@ from smallbatch.config import ConfigError, format_power, setting
 from smallbatch.data import describe
 from smallbatch.grid import Compose, Grid, Point, Rates, expand, stages
 from smallbatch.lookup import Ended, best_rates
+from smallbatch.price import Prices, words
 from smallbatch.store import DamagedRun
 
 QUIET = 60.0  # seconds without news after which a log that is no terminal gets a line of how it goes
 
 MOST_NAMED = 10  # points left out
+WORTH_MEASURING = 100_000  # images of 32×32: minutes on one core
 
 Launch = Callable[[Sequence[Sequence[str]]], Any]
 
@@ -43,6 +46,7 @@ def _train_stage(arguments: list[str], compose: Compose, launch: Launch, cfg: Di
     found = {} if cfg.overwrite else _ended(grid.points, folders)
     missing = _trainable(grid, [p for p in grid.points if p.run.key not in found], compose)
     _say_plan(grid, len(found), missing)
+    _say_price(missing, Prices(folders.parent / "calibration.json"))
     # The longest first, so that processes in parallel end together.
     missing.sort(key=cost, reverse=True)
     before = {p.run.key: _ended_at(folders, p) for p in missing}
@@ -125,6 +129,17 @@ def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
         f"({updates:,} updates, {images:,} images){left_out}",
         flush=True,
     )
+
+
+def _say_price(missing: list[Point], prices: Prices) -> None:
+    """The time on this machine if nothing diverges; of a grid that is over sooner than measured, nothing."""
+    work = sum(cost(point) * math.prod(point.images.shape[:2]) / 1024 for point in missing)
+    if work < WORTH_MEASURING:
+        return
+    seconds = sum(
+        prices.seconds(p.run, p.updates, p.images.test_size, p.images.shape, p.images.classes) for p in missing
+    )
+    print(f"at most {words(seconds)} of one process on this machine, less where runs diverge", flush=True)
 
 
 def _launch_all(missing: list[Point], folders: Path, before: dict[str, Any], launch: Launch) -> None:

@@ -192,14 +192,12 @@ def variance(frame: pd.DataFrame, title: str, note: str) -> Figure:
         )
         axes.loglog(raw.index, raw, "o", mfc="white", color="#31688e", label="measured")
         axes.loglog(raw.index, corrected, "o", color="#31688e", label="÷ (1 − m / N)")
-        slope = np.polyfit(np.log(raw.index), np.log(corrected), 1)[0]
+        slope = f"{np.polyfit(np.log(raw.index), np.log(corrected), 1)[0]:.3f}" if len(raw) > 1 else "unknown"
         axes.set_xscale("log", base=2)
         _power_axis(axes, list(raw.index))
         axes.set(xlabel="batch size m", ylabel="tr Cov(η̃ Σ∇L) at fixed weights")
         axes.legend(loc="upper left")
-        _caption(
-            figure, title, f"{note}\nAt the initial weights, mean over seeds. Fitted slope {slope:.3f}; N = {size:,}."
-        )
+        _caption(figure, title, f"{note}\nAt the initial weights, mean over seeds. Fitted slope {slope}; N = {size:,}.")
     return figure
 
 

@@ -38,7 +38,7 @@ class Picture:
 
     def context(self) -> dict[str, Any]:
         """What the template shows of it."""
-        runs = self.runs
+        runs, png = self.runs, self.png.read_bytes()
         scale = "" if runs.draw == "paths" else runs.scale
         train = f"python src/train.py -m figure={runs.name}" + ("" if scale in ("", "paper") else f" scale={scale}")
         return {
@@ -47,7 +47,8 @@ class Picture:
             "scale": scale,
             "missing": len(runs.missing),
             "command": train if len(runs.frame) else f"python src/figures.py figure={runs.name}",
-            "png": base64.b64encode(self.png.read_bytes()).decode(),
+            "png": base64.b64encode(png).decode(),
+            "width": int.from_bytes(png[16:20]) // 2,  # of the PNG's header, at 2 pixels to the page's one
         }
 
 
@@ -63,7 +64,7 @@ def write(
     page = environment.get_template("report.html").render(
         store=store,
         scales=[_scale(name, verdicts[name], [runs for runs in drawn if runs.scale == name]) for name in verdicts],
-        pictures=[picture.context() for picture in pictures],
+        pictures=[picture.context() for picture in sorted(pictures, key=lambda p: p.runs.draw == "paths")],
         columns=list(COLUMNS),
         numeric=NUMERIC,
         runs=_rows(table(records)),

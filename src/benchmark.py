@@ -1,7 +1,7 @@
 """Measure what a user's run costs against the same network in a loop written by hand. Prints tables.
 
     python src/benchmark.py               # everything, about 10 minutes
-    python src/benchmark.py --only step   # one part: step, parallel, start, memory
+    python src/benchmark.py --only step   # one part: step, parallel, start, memory, store
 
 Images are random, of CIFAR-10's shape, so nothing is downloaded. Ratios are of neighbours in time, so
 that a noisy machine disturbs both alike; medians are shown.
@@ -10,6 +10,7 @@ that a noisy machine disturbs both alike; medians are shown.
 import argparse
 import itertools
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -34,7 +35,7 @@ SMALL_RATE = "2**-16"  # nothing diverges, so every step does its whole work
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["step", "parallel", "start", "memory"])
+    parser.add_argument("--only", choices=["step", "parallel", "start", "memory", "store"])
     parser.add_argument("--rounds", type=int, default=15, help="epochs per row of the step table")
     parser.add_argument("--child", metavar="DATA", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -45,7 +46,8 @@ def main() -> None:
     print(f"{_processor()}, {platform.system()}, Python {platform.python_version()}, {packages}\n")
     with tempfile.TemporaryDirectory() as temporary:
         data = _random_images(Path(temporary))
-        for name, part in {"step": step, "parallel": parallel, "start": start, "memory": memory}.items():
+        parts = {"step": step, "parallel": parallel, "start": start, "memory": memory, "store": store}
+        for name, part in parts.items():
             if arguments.only in (None, name):
                 part(data, arguments.rounds)
 
@@ -108,6 +110,58 @@ def memory(data: Path, rounds: int) -> None:
         _train(data, temporary, "batch_size=128", "data.augment=true")
     whole = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(f"Peak memory, 50,000 images, m = 128: {whole / 2**20:.2f} GiB, of it imports {imports / 2**20:.2f}\n")
+
+
+def store(data: Path, rounds: int) -> None:
+    """Wall seconds and peak memory of the commands that read a store of 5,000 runs, which are made up."""
+    with tempfile.TemporaryDirectory() as temporary:
+        many, same = Path(temporary) / "many" / "runs", Path(temporary) / "same" / "runs"
+        sweep = ["figure=fig01", "data=digits", f"data.root={temporary}", f"seed={','.join(map(str, range(35)))}"]
+        counts = [_make_up(many, ["figure=all", "seed=0,1,2"], known=False), _make_up(same, sweep, known=True)]
+        commands = {
+            "draw, judge and report": (counts[0], ["figures.py", f"--store={many}", f"--out={temporary}/figures"]),
+            "price of every figure": (counts[0], ["plan.py", f"--store={many}", "figure=all", "seed=0,1,2"]),
+            "skip what is finished": (counts[1], ["train.py", "-m", *sweep, f"store={same}"]),
+        }
+        for name, (count, command) in commands.items():
+            seconds, peak = _timed([sys.executable, str(SOURCE / command[0]), *command[1:]])
+            print(f"{name:<24}{count:>6,} runs {seconds:>7.1f} s {peak:>6.2f} GiB", flush=True)
+    print()
+
+
+def _make_up(folder: Path, arguments: list[str], known: bool) -> int:
+    """Write run folders of a grid with random results; the data are described as here if `known`, else made up too."""
+    from smallbatch import store as runs
+    from smallbatch.compose import compose
+    from smallbatch.data import describe
+    from smallbatch.grid import expand
+    from smallbatch.lookup import Ended
+
+    ended, random = Ended({}), np.random.RandomState(0)
+    points = expand(arguments, compose, describe if known else ended.describe, lambda _, m: dict.fromkeys(m, 2.0**-8))
+    columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "update_variance")
+    rest = {"status": "finished", "chance": 0.1, "train_images": 50_000, "test_images": 10_000, "seconds": 9.0}
+    with patch("os.fsync"):  # nobody needs these after a power cut
+        for point in points.points:
+            path = runs.folder(folder, point.run)
+            path.mkdir(parents=True)
+            values = random.random_sample((point.run.epochs, len(columns))).tolist()
+            rows = [
+                {"epoch": e + 1, **dict(zip(columns, row, strict=True)), "updates": e, "images": e}
+                for e, row in enumerate(values)
+            ]
+            runs.write_result(path, point.run, rows, rest | {"score": float(random.random_sample())})
+    return len(points.points)
+
+
+def _timed(command: list[str]) -> tuple[float, float]:
+    """Wall seconds and peak memory in GiB of a command."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+    return time.perf_counter() - began, usage.ru_maxrss / 2**20
 
 
 def _train(data: Path, store: str, *overrides: str) -> None:

@@ -1,6 +1,8 @@
 """Image folders from file to block: what is listed, how it is cropped, and what a broken file does."""
 
+import importlib
 import json
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +200,14 @@ def test_pixels_do_not_depend_on_workers_batches_or_chunks(pictures, monkeypatch
         xm, ym = epoch(pictures, AUGMENT, m=m, workers=workers)
         assert torch.equal(xm, x[:kept])
         assert torch.equal(ym, y[:kept])
+
+
+def test_workers_start_in_a_process_of_joblib_s(pictures, monkeypatch):
+    """As under `hydra/launcher=local`, whose processes make joblib's way to start others the default."""
+    importlib.import_module("joblib.externals.loky.backend.context")  # makes "loky" known
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+    multiprocessing.set_start_method("loky")
+    assert len(epoch(pictures, workers=1)[1]) == 21
 
 
 def test_blocks_follow_no_global_generator_and_move_none(pictures):

@@ -6,6 +6,7 @@ Files stay where they are. Worker processes read and crop them as 8-bit pixels, 
 import hashlib
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps
 from smallbatch.config import ConfigError
 from smallbatch.data.augment import AUGMENT, stream
 
+_START = "fork" if sys.platform == "linux" else "spawn"
 CHUNK = 16  # images that a worker hands over at once: /dev/shm, where they wait, has 64 MiB in many containers
 
 
@@ -151,12 +153,15 @@ class FileSplit:
 
         blocks = list(blocks)
         crops = draw_crops(*augment, len(self)) if augment else None
+        workers = min(self.workers, cpu_count())
         chunks = [block[i : i + CHUNK] for block in blocks for i in range(0, len(block), CHUNK)]
         loader: Any = DataLoader(
             Reader(self, crops),  # type: ignore[arg-type]
             sampler=chunks,
             batch_size=None,
-            num_workers=min(self.workers, cpu_count()),
+            num_workers=workers,
+            # Named, since in a process of joblib's the default is joblib's own way, which DataLoader cannot use.
+            multiprocessing_context=_START if workers else None,
             generator=torch.Generator(),  # or else it would draw from the global one
         )
         parts = iter(loader)

@@ -120,7 +120,7 @@ def store(data: Path, rounds: int) -> None:
         counts = [_make_up(many, ["figure=all", "seed=0,1,2"], known=False), _make_up(same, sweep, known=True)]
         commands = {
             "draw, judge and report": (counts[0], ["figures.py", f"--store={many}", f"--out={temporary}/figures"]),
-            "price of every figure": (counts[0], ["plan.py", f"--store={many}", "figure=all", "seed=0,1,2"]),
+            "price": (counts[1], ["plan.py", f"--store={same}", *sweep]),
             "skip what is finished": (counts[1], ["train.py", "-m", *sweep, f"store={same}"]),
         }
         for name, (count, command) in commands.items():

@@ -217,6 +217,6 @@ def test_a_verdict_names_its_scale_and_its_stand_ins(world):
 
 def test_judging_five_thousand_runs_takes_seconds(world):
     assert sum(len(runs.frame) for runs in world.values()) > 5000
-    start = time.perf_counter()
+    start = time.process_time()
     judge(world)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -71,6 +71,17 @@ def test_a_kind_is_measured_once_and_kept_for_later(tmp_path, points, measured):
     assert len(measured) == 4
 
 
+def test_a_batch_too_large_to_measure_costs_in_proportion_to_its_images(tmp_path, points, measured):
+    prices = Prices(tmp_path / "calibration.json", say=lambda line: None)
+    large, larger = (replace(points[0].run, batch_size=m, epochs=1) for m in (256, 2048))
+    one = [prices.seconds(run, 10, 0, SHAPE, 10) - price.PER_RUN - price.PER_EPOCH for run in (large, larger)]
+    assert one == pytest.approx([10 * 0.256, 10 * 2.048])
+    assert [run.batch_size for run in measured] == [256]
+    ghost = replace(larger, bn_batch_size=32)
+    prices.seconds(ghost, 10, 0, (224, 224, 3), 1000)
+    assert [(run.batch_size, run.bn_batch_size) for run in measured[1:]] == [(8, None)]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": 3}', '{"kind": {"update": 1}}'])
 def test_a_damaged_calibration_is_measured_again(tmp_path, points, measured, content):
     file = tmp_path / "calibration.json"

@@ -1,10 +1,11 @@
 """What runs cost on this machine: the seconds of an update and of a test image, measured once and kept."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from smallbatch.store import Record
 
 Shape = tuple[int, ...]  # height, width, channels
 PER_RUN, PER_EPOCH = 0.5, 0.05  # seconds beside the updates: a run's start in a warm process, an epoch's checkpoint
-PATIENCE = 1.5  # seconds that one calibration measures, after its warm-up
+PATIENCE = 1.0  # seconds that one calibration measures, after its warm-up
+PIXELS = 256 * 32 * 32  # of a batch; a larger one costs in proportion to its images
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Prices:
 
     def seconds(self, run: Run, updates: int, test_size: int, shape: Shape, classes: int, share: float = 1.0) -> float:
         """Seconds of a run that ends after a `share` of its epochs."""
-        rate = self.rate(run, shape, classes)
-        return PER_RUN + share * (updates * rate.update + run.epochs * (test_size * rate.image + PER_EPOCH))
+        small = _measurable(run, shape)
+        rate = self.rate(small, shape, classes)
+        train = updates * rate.update * run.batch_size / small.batch_size
+        return PER_RUN + share * (train + run.epochs * (test_size * rate.image + PER_EPOCH))
 
     def rate(self, run: Run, shape: Shape, classes: int) -> Rate:
         """The rate of a run's kind, measured now if it never was here."""
-        kind = _kind(run, shape, classes)
+        kind = _kind(run, shape)
         if kind not in self.known:
             self.say(f"measuring {run.model['name']} at m = {run.batch_size} …")
             self.known[kind] = measure(run, shape, classes)
@@ -57,10 +61,19 @@ class Prices:
         return self.known[kind]
 
 
-def _kind(run: Run, shape: Shape, classes: int) -> str:
+def _measurable(run: Run, shape: Shape) -> Run:
+    """The run itself, or with the largest batch that is measured; BN batches stay, or shrink with it."""
+    most = max(8, 2 ** int(math.log2(PIXELS / math.prod(shape[:2]))))
+    if run.batch_size <= most:
+        return run
+    b = run.bn_batch_size
+    return replace(run, batch_size=most, bn_batch_size=b if b and b < most and most % b == 0 else None)
+
+
+def _kind(run: Run, shape: Shape) -> str:
     """What decides the seconds of an update: the machine, the network, the sizes."""
-    parts: list[Any] = [_machine(), {k: v for k, v in run.model.items() if k != "name"}, run.norm, shape, classes]
-    parts += [run.optimizer["_target_"], run.batch_size, run.bn_batch_size, run.data["augment"], run.precision]
+    parts: list[Any] = [_machine(), {k: v for k, v in run.model.items() if k != "name"}, run.norm, shape]
+    parts += [run.optimizer["_target_"], run.batch_size, run.bn_batch_size, run.precision]
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
 
 
@@ -73,7 +86,10 @@ def _machine() -> list[str]:
 
 
 def measure(run: Run, shape: Shape, classes: int) -> Rate:
-    """Train and evaluate on random images for a few seconds, as a run does: blocks, mini-batches, one thread."""
+    """Train and evaluate on random images for some seconds, as a run does: augmented blocks, mini-batches, one thread.
+
+    Reading image files is not in it.
+    """
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -98,7 +114,7 @@ def measure(run: Run, shape: Shape, classes: int) -> Rate:
 
     def train() -> Iterable[int]:
         network.train()
-        for x, y in TrainBlocks(images, run.batch_size, run.data["augment"], 0, 0):
+        for x, y in TrainBlocks(images, run.batch_size, True, 0, 0):
             x, y = x.to(device), y.to(device)
             for some, labels in zip(x.split(run.batch_size), y.split(run.batch_size), strict=True):
                 loss = F.cross_entropy(network(some), labels)

@@ -12,7 +12,7 @@ claims (claims.json) and a page of everything (index.html).
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -58,13 +58,14 @@ def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace)
     names = figure_names(asked.get("figure", ["all"]))
     scales = asked.get("scale") or sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
     rest = [word for word in words if not word.startswith(("figure=", "scale="))]
+    changes = [word for word in rest if not word.startswith(("data.root=", "machine."))]
     pictures: dict[str, Picture] = {}
     verdicts = {}
     for scale in scales:
         gathered, problems = _gather(names, scale, rest, ended)
         for runs in (gathered[name] for name in names if name in gathered):
-            stem = runs.name if runs.draw == "paths" else f"{runs.name}-{scale}"  # the sketch has no scale
-            if stem not in pictures and (picture := _draw(runs, gathered, arguments.out / stem)):
+            stem = runs.name if runs.draw == "paths" else "-".join([runs.name, scale, *map(_file_name, changes)])
+            if stem not in pictures and (picture := _draw(runs, gathered, changes, arguments.out / stem)):
                 pictures[stem] = picture
         if problems and "scale" in asked and "figure" in asked:
             raise ConfigError("; ".join(problems))
@@ -87,12 +88,13 @@ def _gather(names: list[str], scale: str, words: list[str], ended: Ended) -> tup
     return gathered, problems
 
 
-def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], stem: Path) -> Picture | None:
-    """Draw a figure if it has runs, naming those that are missing."""
+def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str], stem: Path) -> Picture | None:
+    """Draw a figure if it has runs, naming those that are missing, and what it has other than its config."""
     parts = [gathered[name] for name in runs.of if name in gathered and not gathered[name].frame.empty]
     if runs.frame.empty and not parts and runs.draw != "paths":
         return None
-    paths = figures.save(figures.draw(runs, parts), stem)
+    changed = f" (with {' '.join(changes)})" if changes else ""
+    paths = figures.save(figures.draw(replace(runs, title=runs.title + changed), parts), stem)
     for path in paths:
         print(path)
     for run in runs.missing[:MOST_NAMED]:
@@ -126,9 +128,13 @@ def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Non
         raise ConfigError(f"no run matches {' '.join(words)}")
     if frame["setting"].nunique() > 1:
         raise ConfigError(f"these runs do not belong in one figure; choose among {differences(frame)}")
-    stem = out / "-".join(["sweep", *(word.replace("=", "_").replace("/", "over") for word in sorted(words))])
+    stem = out / "-".join(["sweep", *map(_file_name, sorted(words))])
     for path in figures.save(figures.sweep(frame, "Sweep", f"{figures.describe(frame)}."), stem):
         print(path)
+
+
+def _file_name(word: str) -> str:
+    return word.replace("=", "_").replace("/", "over")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Runs become a table, a choice of rows and a figure that says what is missing; runs.py moves them about."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -137,7 +138,23 @@ def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert names == {"fig01-smoke", "fig15-smoke", "fig16-smoke", "sgd_paths"}
     assert "missing: alexnet digits m=2 η̃=2^-12 s=0" in output
+    claims = json.loads((tmp_path / "out" / "claims.json").read_text())
+    assert list(claims) == ["smoke"]
+    assert [claim["id"] for claim in claims["smoke"]] == [*(f"C{i}" for i in range(1, 14)), "T1"]
+    assert "C1 undecided" in output
+    assert "Small batches, reproduced" in (tmp_path / "out" / "index.html").read_text()
     assert "missing: 9 more" in output
+
+
+def test_a_changed_figure_has_a_file_and_a_title_of_its_own(folder, tmp_path, command):
+    changed = expand(["figure=fig01", "scale=smoke", "epochs=2", "batch_size=2", "base_lr=2**-9"], compose).points[0]
+    write(folder, changed, 0.4)
+    where = ["--store", folder, "--out", tmp_path / "out", "figure=fig01", "scale=smoke", "epochs=2"]
+    assert command(figures_command, *where)[0] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "fig01-smoke-epochs_2.png", "fig01-smoke-epochs_2.svg"
+    }  # fmt: skip
+    assert not (tmp_path / "out" / "index.html").exists()
 
 
 def test_a_figure_without_runs_says_how_to_train_it(folder, tmp_path, command):

@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo smoke test lint bench clean
 
 help:
 	@echo "make demo   train a grid on scikit-learn's digits and draw it (no download of data)"
+	@echo "make smoke  the same for every figure of the paper, the claims and a page of it all"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  measure speed and memory"
@@ -23,6 +24,10 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python src/train.py -m figure=fig01 scale=smoke hydra/launcher=local
 	$(BIN)/python src/figures.py figure=fig01 scale=smoke
+
+smoke: setup
+	$(BIN)/python src/train.py -m figure=all scale=smoke hydra/launcher=local
+	$(BIN)/python src/figures.py scale=smoke
 
 test: setup
 	$(BIN)/python -m pytest

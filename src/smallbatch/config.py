@@ -29,6 +29,10 @@ class Undefined(ConfigError):
     """Values that are right by themselves but do not go together: a single run is refused, a grid leaves it out."""
 
 
+class TrainsNothing(ConfigError):
+    """The figures asked for are drawn from other runs, or computed."""
+
+
 NormKind = Enum("NormKind", ["none", "batch", "group"])
 NormLayers = Enum("NormLayers", ["all", "conv"])
 ScheduleKind = Enum("ScheduleKind", ["steps", "constant", "cosine"])

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smallbatch.compose import CONF
-from smallbatch.config import VARIED, ConfigError, Figure, Run, Undefined, make_run
+from smallbatch.config import VARIED, ConfigError, Figure, Run, TrainsNothing, Undefined, make_run
 from smallbatch.data import Description, describe
 
 _ABSENT = object()
@@ -82,7 +82,7 @@ def expand(arguments: list[str], compose: Compose, describe: Describe = describe
                 current = leaves
                 _add(grid, known, cfg, groups + leaves + plain, describe)
     if figures and not any(figure.scales for figure in figures):
-        raise ConfigError("; ".join(map(_trains_nothing, figures)))
+        raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
     if not grid.points:
         reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
         raise ConfigError(f"no point of this grid can be trained: {reasons}")
@@ -104,7 +104,10 @@ def figure_names(given: list[str]) -> list[str]:
 
 
 def stages(arguments: list[str], compose: Compose) -> list[list[str]]:
-    """The command line cut into those to train one after the other: figures that need others' best η̃ come last."""
+    """The command line cut into those to train one after the other: figures that need others' best η̃ come last.
+
+    Raises TrainsNothing.
+    """
     given, _ = _parse(arguments)
     names = figure_names(given.get("figure", []))
     if not names:
@@ -114,7 +117,7 @@ def stages(arguments: list[str], compose: Compose) -> list[list[str]]:
     first = [f.name for f in figures if f.scales and (f.rates_of is None or "base_lr" in given)]
     last = [f.name for f in figures if f.scales and f.name not in first]
     if not first and not last:
-        raise ConfigError("; ".join(map(_trains_nothing, figures)))
+        raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
     return [[f"figure={','.join(some)}", *rest] for some in (first, last) if some]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from smallbatch import store
-from smallbatch.config import ConfigError, format_power, setting
+from smallbatch.config import ConfigError, TrainsNothing, format_power, setting
 from smallbatch.data import describe
 from smallbatch.grid import Compose, Grid, Point, Rates, expand, stages
 from smallbatch.lookup import Ended, best_rates
@@ -33,6 +33,8 @@ def sweep(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfi
     try:
         for stage in stages(arguments, compose):
             failed |= _train_stage(stage, compose, launch, cfg)
+    except TrainsNothing as note:
+        print(note)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     if failed:

@@ -37,6 +37,8 @@ NormKind = Enum("NormKind", ["none", "batch", "group"])
 NormLayers = Enum("NormLayers", ["all", "conv"])
 ScheduleKind = Enum("ScheduleKind", ["steps", "constant", "cosine"])
 Draw = Enum("Draw", ["sweep", "convergence", "bn_batch", "best", "range", "variance", "paths"])
+LoggerKind = Enum("LoggerKind", ["none", "wandb"])
+WandbMode = Enum("WandbMode", ["online", "offline", "disabled"])
 Precision = Enum("Precision", {"32-true": "32-true", "64-true": "64-true", "bf16-mixed": "bf16-mixed"})
 
 
@@ -164,6 +166,18 @@ class DigitsData(Data):
 
 
 @dataclass
+class Wandb:
+    """Where runs go in Weights & Biases with `logger: wandb`; never part of a run's identity."""
+
+    mode: WandbMode | None = None  # null: online with a login and a server that answers, else offline
+    entity: str | None = None  # null: your default one
+    project: str = "smallbatch"
+    group: str | None = None  # null: the figure or grid
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+
+
+@dataclass
 class Figure:
     """A named set of runs and how it is drawn (see `grid.py` for how its parts combine)."""
 
@@ -204,6 +218,8 @@ class Config:
     figure: Figure | None = None
     scale: Scale = field(default_factory=Scale)
     machine: Machine = field(default_factory=Machine)
+    logger: LoggerKind = LoggerKind.none
+    wandb: Wandb = field(default_factory=Wandb)
     store: str = "outputs/runs"
     overwrite: bool = False
     progress: bool = True

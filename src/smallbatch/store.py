@@ -326,6 +326,11 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def seal(record: Record) -> str:
+    """The checksum that result.json carries: it changes when a run is trained again."""
+    return _seal(record.run, _rows_text(record.rows), record.result)
+
+
 def _seal(run: Run, rows: str, result: dict[str, Any]) -> str:
     text = json.dumps([run.to_dict(), rows, result], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

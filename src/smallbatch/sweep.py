@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from smallbatch import store
+from smallbatch import store, tracking
 from smallbatch.config import ConfigError, TrainsNothing, format_power, setting
 from smallbatch.data import describe
 from smallbatch.grid import Compose, Grid, Point, Rates, expand, stages
@@ -49,13 +49,14 @@ def _train_stage(arguments: list[str], compose: Compose, launch: Launch, cfg: Di
     missing = _trainable(grid, [p for p in grid.points if p.run.key not in found], compose)
     _say_plan(grid, len(found), missing)
     _say_price(missing, Prices(folders.parent / "calibration.json"))
+    common = tracking.for_points(cfg, grid, arguments) if missing else []
     # The longest first, so that processes in parallel end together.
     missing.sort(key=cost, reverse=True)
     before = {p.run.key: _ended_at(folders, p) for p in missing}
     interrupted = False
     with Progress(missing, folders, before, len(grid.points)):
         try:
-            _launch_all(missing, folders, before, launch)
+            _launch_all(missing, folders, before, launch, common)
         except KeyboardInterrupt:
             interrupted = True
     _sum_up(grid, found, folders, before)
@@ -144,12 +145,12 @@ def _say_price(missing: list[Point], prices: Prices) -> None:
     print(f"at most {words(seconds)} of one process on this machine, less where runs diverge", flush=True)
 
 
-def _launch_all(missing: list[Point], folders: Path, before: dict[str, Any], launch: Launch) -> None:
+def _launch_all(missing: list[Point], folders: Path, before: dict[str, Any], launch: Launch, common: list[str]) -> None:
     """Launch, and again what is left when a worker process was killed, as long as that gets on."""
     left = missing
     while left:
         try:
-            launch([[*point.overrides, "progress=false", "grid_point=true"] for point in left])
+            launch([[*point.overrides, *common, "progress=false", "grid_point=true"] for point in left])
             return
         except Exception as error:  # such as joblib's TerminatedWorkerError; a point itself never raises
             reason = (str(error) or type(error).__name__).splitlines()[0]

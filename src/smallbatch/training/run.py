@@ -19,11 +19,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 
-from smallbatch import store
+from smallbatch import store, tracking
 from smallbatch.config import Run
 from smallbatch.data import Images, describe, load
 from smallbatch.files import replacing
-from smallbatch.store import Claim, DamagedRun, Record
+from smallbatch.store import Claim, DamagedRun, Record, Row
 from smallbatch.training.module import SmallBatch, trial
 from smallbatch.training.score import score
 
@@ -53,6 +53,7 @@ def train(run: Run, cfg: DictConfig, say: Callable[[str], None]) -> Outcome:
     torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times
     images = load(describe(OmegaConf.to_container(cfg.data, resolve=True)), cfg.machine.workers)  # type: ignore[arg-type]
     trial(run, images)
+    tracking.require_login(cfg)
     with Claim(path) as claim:
         known = None if cfg.overwrite else _known(path, lambda line: None)  # it may have ended while we claimed
         if known:
@@ -60,7 +61,8 @@ def train(run: Run, cfg: DictConfig, say: Callable[[str], None]) -> Outcome:
         store.clear(path, ".*")  # what a killed process left half-written
         if cfg.overwrite or _is_damaged(path):
             store.clear(path)
-        return Outcome(_train_claimed(run, images, path, claim, cfg, say), skipped=False)
+        with tracking.followed(run, path, cfg, say) as follow:
+            return Outcome(_train_claimed(run, images, path, claim, cfg, say, follow), skipped=False)
 
 
 def _known(path: Path, say: Callable[[str], None]) -> Record | None:
@@ -81,7 +83,13 @@ def _is_damaged(path: Path) -> bool:
 
 
 def _train_claimed(
-    run: Run, images: Images, path: Path, claim: Claim, cfg: DictConfig, say: Callable[[str], None]
+    run: Run,
+    images: Images,
+    path: Path,
+    claim: Claim,
+    cfg: DictConfig,
+    say: Callable[[str], None],
+    follow: Callable[[list[Row]], None],
 ) -> Record:
     store.write_config(path, run)
     checkpoint = _usable_checkpoint(path / store.CHECKPOINT, run, say)
@@ -91,7 +99,7 @@ def _train_claimed(
     module, error = None, None
     try:
         module = SmallBatch(run, images)
-        _fit(module, path, claim, checkpoint, cfg)
+        _fit(module, KeepRun(path, claim, follow), checkpoint, cfg)
     except store.Busy:
         raise
     except Exception as caught:
@@ -108,13 +116,13 @@ def _train_claimed(
 
 
 class KeepRun(Checkpoint):
-    """After every epoch but the last: check that the run is still ours, save it, write the rows.
+    """After every epoch but the last: check that the run is still ours, save it, write the rows; `follow` gets all.
 
     A Lightning `Checkpoint`, since those come after the module's own end of the epoch.
     """
 
-    def __init__(self, path: Path, claim: Claim) -> None:
-        self.path, self.claim = path, claim
+    def __init__(self, path: Path, claim: Claim, follow: Callable[[list[Row]], None]) -> None:
+        self.path, self.claim, self.follow = path, claim, follow
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, SmallBatch)
@@ -124,9 +132,10 @@ class KeepRun(Checkpoint):
             with replacing(self.path / store.CHECKPOINT) as temporary:
                 trainer.save_checkpoint(temporary)
             store.write_rows(self.path, module.rows)
+        self.follow(module.rows)
 
 
-def _fit(module: SmallBatch, path: Path, claim: Claim, checkpoint: Path | None, cfg: DictConfig) -> None:
+def _fit(module: SmallBatch, keep: KeepRun, checkpoint: Path | None, cfg: DictConfig) -> None:
     module.network.to(memory_format=torch.channels_last)
     with warnings.catch_warnings():
         # Lightning's advice on DataLoader workers and on saving does not apply to blocks from memory.
@@ -137,7 +146,7 @@ def _fit(module: SmallBatch, path: Path, claim: Claim, checkpoint: Path | None, 
             devices=1,
             precision=module.run.precision,  # type: ignore[arg-type]
             logger=False,
-            callbacks=[KeepRun(path, claim)],
+            callbacks=[keep],
             enable_progress_bar=cfg.progress and sys.stdout.isatty(),
             enable_model_summary=False,
             num_sanity_val_steps=0,

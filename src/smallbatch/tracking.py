@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -83,7 +83,7 @@ class Page:
         Offline it is always written whole: `wandb sync` replaces a run by each further folder of its key.
         """
         note = read_note(self.path)
-        resumes = self.place.mode == "online" and note is not None and _same_place(note, self.place)
+        resumes = self.place.mode == "online" and note is not None and _is_online(note, self.place)
         for old in self.place.files.glob(f"offline-run-*-{self.run.key}"):
             shutil.rmtree(old)
         self._wandb_run = _init(
@@ -126,7 +126,7 @@ class Page:
             "group": place.group,
             "tags": list(place.tags),
             "notes": place.notes,
-            "rows": rows,  # epochs known to have arrived
+            "rows": 0 if offline else rows,  # epochs known to have arrived
             "sha256": seal,  # of the result that W&B has
             "offline": offline,  # the folder that is still to be uploaded
         }
@@ -144,6 +144,10 @@ def read_note(path: Path) -> dict[str, Any] | None:
 
 def _same_place(note: dict[str, Any], place: Place) -> bool:
     return note["project"] == place.project and place.entity in (None, note["entity"])
+
+
+def _is_online(note: dict[str, Any], place: Place) -> bool:
+    return _same_place(note, place) and note["offline"] is None
 
 
 def is_uploaded(path: Path, record: Record, place: Place) -> bool:
@@ -272,6 +276,8 @@ class Worker:
                 first = False
 
     def _give_up(self, error: BaseException, say: Say) -> None:
+        if self.gave_up:
+            return
         self.gave_up = True
         reason = (str(error) or type(error).__name__).splitlines()[0]
         say(f"W&B: {reason}; not logged from here on, training is not affected. Later: python src/publish.py")
@@ -281,6 +287,25 @@ class Worker:
 def _worker() -> Worker:
     """This process's only one."""
     return Worker()
+
+
+# --- afterwards
+
+
+def publish(path: Path, record: Record, place: Place) -> str:
+    """Upload an ended run from its folder; its address. Raises what wandb raises."""
+    page = Page(record.run, path, place)
+    page.open()
+    url = str(page._wandb_run.url)
+    page.close(record)
+    return url
+
+
+def noted_place(path: Path, place: Place, given: Container[str]) -> Place:
+    """`place`, but as the run was logged before in all that is not `given`."""
+    note = read_note(path) or {}
+    known = {k: note[k] for k in ("entity", "project", "group", "tags", "notes") if k in note and k not in given}
+    return replace(place, **known)
 
 
 # --- online or offline
@@ -302,7 +327,7 @@ def settled(place: Place, say: Say) -> Place:
         if not login:
             mode, why = "offline", f", no login for {server}"
         elif mode is None:
-            mode, why = ("online", "") if _answers(server) else ("offline", f", {server} does not answer")
+            mode, why = ("online", "") if answers() else ("offline", f", {server} does not answer")
     if mode == "offline":
         files = os.path.relpath(place.files)
         say(f"W&B: offline{why}; upload later with `wandb sync {files}/offline-run-*` or `python src/publish.py`")
@@ -334,10 +359,11 @@ def _login() -> tuple[bool, str]:
     return bool(known), settings.base_url
 
 
-def _answers(server: str) -> bool:
+def answers() -> bool:
+    """Whether the W&B server can be reached now."""
     import requests
 
     try:
-        return requests.head(server, timeout=5).status_code < 500
+        return requests.head(_login()[1], timeout=5).status_code < 500
     except requests.RequestException:
         return False

@@ -1,0 +1,81 @@
+"""Upload ended runs to Weights & Biases from their folders: what is not there yet, each once.
+
+    python src/publish.py                                          # all of them
+    python src/publish.py model=alexnet batch_size=2,8             # those that match
+    python src/publish.py wandb.project=mine wandb.group=fig01     # elsewhere, or under other words
+
+It is all the same whether a run was trained offline, with W&B away, or without W&B.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hydra.errors import HydraException
+from tqdm import tqdm
+
+from smallbatch import store, tracking
+from smallbatch.compose import compose
+from smallbatch.config import ConfigError
+from smallbatch.store import DamagedRun, Record
+from smallbatch.table import parse_choice, select, table
+
+
+def main() -> None:
+    """Upload what was asked for. Exit status 1 if something is left."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
+    parser.add_argument("words", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    settings = [word for word in arguments.words if word.startswith("wandb.")]
+    where = [word for word in arguments.words if word not in settings]
+    try:
+        cfg = compose([*settings, "wandb.mode=online", f"store={arguments.store}"])
+        place = tracking.settled(tracking.Place.of(cfg), print)
+        records = _chosen(arguments.store, where)
+    except (ConfigError, HydraException) as error:
+        sys.exit(f"error: {error}")
+    given = {word.removeprefix("wandb.").partition("=")[0] for word in settings}
+    failed = _publish(records, place, given)
+    if failed:
+        sys.exit(f"error: {failed} not uploaded; the same command goes on with them")
+
+
+def _chosen(folders: Path, where: list[str]) -> dict[Path, Record]:
+    """The sound ended runs, failed ones too, that match. Raises ConfigError if there are none."""
+    found = {}
+    for path, record in store.read_all(folders):
+        if isinstance(record, DamagedRun):
+            print(f"damaged, left out: {record}", file=sys.stderr)
+        elif record:
+            found[record.run.key] = (path, record)
+    frame = table(record for _, record in found.values())
+    if found:
+        frame = select(frame, parse_choice(where))
+    if frame.empty:
+        raise ConfigError(f"no ended runs in {folders} that match")
+    return dict(found[key] for key in frame["key"])
+
+
+def _publish(records: dict[Path, Record], place: tracking.Place, given: set[str]) -> int:
+    """Upload, and say how many there were; returns how many could not be."""
+    uploaded = failed = 0
+    for path, record in tqdm(records.items(), unit="run", disable=None):
+        there = tracking.noted_place(path, place, given)
+        if store.claimed(path) or tracking.is_uploaded(path, record, there):
+            continue
+        try:
+            tracking.publish(path, record, there)
+            uploaded += 1
+        except Exception as error:  # wandb's are of many kinds
+            failed += 1
+            tqdm.write(f"{record.run.label}: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
+            if not tracking.answers():
+                failed += len(records) - uploaded - failed
+                break
+    print(f"{len(records)} runs: {uploaded} uploaded, {len(records) - uploaded - failed} there already")
+    return failed
+
+
+if __name__ == "__main__":
+    main()

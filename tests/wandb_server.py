@@ -1,0 +1,140 @@
+"""A W&B server for the tests: openwandb on loopback, behind a recorder that sees what wandb sends.
+
+openwandb's licence is non-commercial: it is a tool of the test machine, in an environment of its own. It adds up
+history where W&B writes lines at their offset, knows no exit codes and does not tell a resuming run what it has;
+the recorder does these three as W&B does.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+KEY = "local" + "0" * 40
+VERSION = "openwandb==0.5.25"
+
+
+def install(cache: Path) -> Path:
+    """The server's program, installed when it is first needed. Raises CalledProcessError."""
+    program = cache / "bin" / "openwandb"
+    if not program.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", cache], check=True, capture_output=True)
+        install = [cache / "bin" / "pip", "install", "--disable-pip-version-check", VERSION]
+        subprocess.run(install, check=True, capture_output=True, timeout=300)
+    return program
+
+
+def start(program: Path, folder: Path) -> tuple[subprocess.Popen, str]:
+    """The server's process and address, when it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [program, "serve", "--host", "127.0.0.1", "--port", str(port), "--data-dir", folder / "data"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HOME": str(folder)})
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/api/v1/viewer", timeout=5)
+            return process, address
+        except urllib.error.HTTPError:
+            return process, address
+        except OSError:
+            time.sleep(0.1)
+    process.kill()
+    raise TimeoutError((folder / "log").read_text())
+
+
+class Recorder(ThreadingHTTPServer):
+    """Passes on to `upstream`; `fault`: "500" or "hang" for every further request."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, upstream: str | None) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.upstream, self.fault = upstream, ""
+        self.history: dict[str, list[dict]] = defaultdict(list)
+        self.exits: dict[str, list[int]] = defaultdict(list)
+        self.opened: dict[str, list[dict]] = defaultdict(list)
+        self.bodies: list[bytes] = []
+        Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def stream(self, run: str, message: dict) -> None:
+        lines = message.get("files", {}).get("wandb-history.jsonl")
+        if lines:
+            rows = [json.loads(line) for line in lines["content"]]
+            kept = self.history[run][: lines["offset"]]
+            assert len(kept) == lines["offset"]
+            self.history[run] = kept + rows
+        if message.get("complete"):
+            self.exits[run].append(message["exitcode"])
+
+    def resume_status(self, run: str, reply: dict) -> dict:
+        bucket = reply["data"]["model"]["bucket"]
+        if bucket:
+            rows = self.history[run]
+            bucket |= {"historyLineCount": len(rows), "eventsTail": "[]", "wandbConfig": '{"t": {"1": []}}'}
+            bucket["historyTail"] = json.dumps([json.dumps(row) for row in rows[-1:]])
+        return reply
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Recorder
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.bodies.append(body)
+        if self.server.fault == "hang":
+            time.sleep(600)
+        status, reply = (500, b"") if self.server.fault or not self.server.upstream else self.pass_on(body)
+        if status == 200:
+            reply = self.note(body, reply)
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    do_GET = do_POST = do_PUT = do_HEAD = answer
+
+    def pass_on(self, body: bytes) -> tuple[int, bytes]:
+        headers = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
+        headers["x-forwarded-host"] = self.headers["host"]  # so that uploads come through here too
+        request = urllib.request.Request(self.server.upstream + self.path, body or None, headers, method=self.command)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return reply.status, reply.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def note(self, body: bytes, reply: bytes) -> bytes:
+        if self.path.endswith("/file_stream"):
+            self.server.stream(self.path.split("/")[-2], json.loads(body))
+        elif self.path == "/graphql":
+            query = json.loads(body)
+            if query.get("operationName") == "RunResumeStatus":
+                reply = json.dumps(self.server.resume_status(query["variables"]["name"], json.loads(reply))).encode()
+            if query.get("operationName") == "UpsertBucket":
+                self.server.opened[query["variables"]["name"]].append(query["variables"])
+        return reply
+
+    def log_message(self, *arguments: object) -> None:
+        pass

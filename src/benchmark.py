@@ -1,7 +1,7 @@
 """Measure what a user's run costs against the same network in a loop written by hand. Prints tables.
 
     python src/benchmark.py               # everything, about 10 minutes
-    python src/benchmark.py --only step   # one part: step, parallel, start, memory, store
+    python src/benchmark.py --only step   # one part: step, parallel, start, memory, store, wandb
 
 Images are random, of CIFAR-10's shape, so nothing is downloaded. Ratios are of neighbours in time, so
 that a noisy machine disturbs both alike; medians are shown.
@@ -35,7 +35,7 @@ SMALL_RATE = "2**-16"  # nothing diverges, so every step does its whole work
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["step", "parallel", "start", "memory", "store"])
+    parser.add_argument("--only", choices=["step", "parallel", "start", "memory", "store", "wandb"])
     parser.add_argument("--rounds", type=int, default=15, help="epochs per row of the step table")
     parser.add_argument("--child", metavar="DATA", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -46,7 +46,7 @@ def main() -> None:
     print(f"{_processor()}, {platform.system()}, Python {platform.python_version()}, {packages}\n")
     with tempfile.TemporaryDirectory() as temporary:
         data = _random_images(Path(temporary))
-        parts = {"step": step, "parallel": parallel, "start": start, "memory": memory, "store": store}
+        parts = {"step": step, "parallel": parallel, "start": start, "memory": memory, "store": store, "wandb": wandb}
         for name, part in parts.items():
             if arguments.only in (None, name):
                 part(data, arguments.rounds)
@@ -162,6 +162,48 @@ def _timed(command: list[str]) -> tuple[float, float]:
     if status:
         raise subprocess.CalledProcessError(status, command)
     return time.perf_counter() - began, usage.ru_maxrss / 2**20
+
+
+def wandb(data: Path, rounds: int) -> None:
+    """What W&B costs a short run on the digits, m = 2: wall time in turns with a run without, and processor time.
+
+    The latter does not depend on what else the machine does. It is that of the process's other threads and of
+    W&B's own process, against the training thread's.
+    """
+    import wandb
+
+    from smallbatch import tracking
+    from smallbatch.compose import compose
+    from smallbatch.config import make_run
+    from smallbatch.training import train
+
+    def run(seed: int, logger: str) -> tuple[float, float, float]:
+        """Seconds: wall, processor of this thread, processor of the others."""
+        words = [f"data.root={data.parent}", f"store={data.parent}/{logger}/runs", f"logger={logger}", f"seed={seed}"]
+        cfg = compose(["batch_size=2", "epochs=2", "progress=false", "machine.accelerator=cpu", *words])
+        made = make_run(cfg)
+        wall, process, thread = time.perf_counter(), time.process_time(), time.thread_time()
+        train(made, cfg, say=lambda line: None)
+        wall, thread = time.perf_counter() - wall, time.thread_time() - thread
+        if logger == "wandb":
+            tracking._worker().drain()
+        return wall, thread, time.process_time() - process - thread
+
+    os.environ.setdefault("WANDB_MODE", "offline")
+    run(0, "none")
+    first = run(0, "wandb")
+    count = max(3, rounds // 2)
+    logged, plain = zip(*[(run(seed, "wandb"), run(seed, "none")) for seed in range(1, 1 + count)], strict=True)
+    wandb.teardown()
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    own = (usage.ru_utime + usage.ru_stime) / (count + 1)
+    low, middle, high = quantiles([a[0] / b[0] - 1 for a, b in zip(logged, plain, strict=True)], n=4)
+    others = median(run[2] for run in logged) - median(run[2] for run in plain)
+    thread = median(run[1] for run in logged)
+    print(f"W&B {os.environ['WANDB_MODE']}, digits, m = 2, runs of 2 epochs and {thread:.1f} s, n = {count}:")
+    print(f"wall time {middle:+.1%}, quartiles {low:+.1%} to {high:+.1%}")
+    print(f"processor time {others / thread:.2%} on our thread, {own / thread:.2%} in W&B's process")
+    print(f"the first run of a process: {first[2] - others:.1f} s more\n")
 
 
 def _train(data: Path, store: str, *overrides: str) -> None:

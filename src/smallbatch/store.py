@@ -336,7 +336,7 @@ def _seal(run: Run, rows: str, result: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_INTEGERS = ("epoch", "updates", "images")
+INTEGERS = ("epoch", "updates", "images")
 
 
 def _rows_text(rows: list[Row]) -> str:
@@ -350,7 +350,7 @@ def _rows_text(rows: list[Row]) -> str:
 
 def _parse_rows(text: str) -> list[Row]:
     rows = csv.DictReader(io.StringIO(text))
-    return [{name: int(v) if name in _INTEGERS else float(v) for name, v in row.items()} for row in rows]
+    return [{name: int(v) if name in INTEGERS else float(v) for name, v in row.items()} for row in rows]
 
 
 def _json_float(value: float) -> float | str:

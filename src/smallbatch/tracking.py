@@ -86,7 +86,7 @@ class Page:
         resumes = self.place.mode == "online" and note is not None and _is_online(note, self.place)
         for old in self.place.files.glob(f"offline-run-*-{self.run.key}"):
             shutil.rmtree(old)
-        self._wandb_run = _init(
+        self._wandb_run = open_run(
             self.place,
             id=self.run.key,
             name=self.run.label,
@@ -158,7 +158,7 @@ def is_uploaded(path: Path, record: Record, place: Place) -> bool:
     return note["offline"] is None or any((place.files / note["offline"]).glob("*.wandb.synced"))
 
 
-def _init(place: Place, **arguments: Any) -> Any:
+def open_run(place: Place, **arguments: Any) -> Any:
     """A W&B run of its own, whatever others this process has open, that looks at nothing but what it is given."""
     # Not to W&B's own error reports: they print to the terminal when the server is away. Read at import.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -321,10 +321,10 @@ def settled(place: Place, say: Say) -> Place:
     """The place with a mode, which is said in one line. Raises ConfigError for online without a login."""
     mode, why = place.mode, ""
     if mode in (None, "online"):
-        login, server = _login()
-        if not login and mode:
+        known, server = login()
+        if not known and mode:
             raise ConfigError(f"wandb.mode=online: no login for {server}; say `wandb login`, or wandb.mode=offline")
-        if not login:
+        if not known:
             mode, why = "offline", f", no login for {server}"
         elif mode is None:
             mode, why = ("online", "") if answers() else ("offline", f", {server} does not answer")
@@ -348,15 +348,15 @@ def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
     return [f"wandb.mode={mode}", f"wandb.group='{quoted}'"]
 
 
-def _login() -> tuple[bool, str]:
+def login() -> tuple[bool, str]:
     """Whether wandb would find credentials without asking, and the server they are for."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import requests
     import wandb
 
     settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
-    known = settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url)
-    return bool(known), settings.base_url
+    netrc = requests.utils.get_netrc_auth(settings.base_url)
+    return bool(settings.api_key or settings.identity_token_file or netrc), settings.base_url
 
 
 def answers() -> bool:
@@ -364,6 +364,6 @@ def answers() -> bool:
     import requests
 
     try:
-        return requests.head(_login()[1], timeout=5).status_code < 500
+        return requests.head(login()[1], timeout=5).status_code < 500
     except requests.RequestException:
         return False

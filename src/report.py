@@ -1,0 +1,112 @@
+"""Build a W&B report of the paper's figures from the runs in the store.
+
+    python src/report.py                             # every figure, at every scale, that has runs
+    python src/report.py figure=fig01 scale=reduced wandb.project=mine
+
+One section a figure: the runs' accuracy against η̃ by m and against m by η̃, drawn by W&B from exactly the
+figure's runs, and the commands that make them. Without a login it prints what it would create.
+It needs wandb-workspaces: pip install 'smallbatch[reports]'.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+
+from figures import described_by
+from smallbatch import store
+from smallbatch.compose import CONF, compose
+from smallbatch.config import ConfigError
+from smallbatch.grid import expand, figure_config
+from smallbatch.store import Record
+from smallbatch.tracking import Place, login
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure of the report: `keys` are its runs that are there, of `points` in all."""
+
+    title: str
+    command: str
+    keys: list[str]
+    points: int
+
+    def __str__(self) -> str:
+        return f"{self.title}\n  {len(self.keys)} of {self.points} runs; {self.command}"
+
+
+def main() -> None:
+    """Create the report, or print it where nobody is logged in."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
+    parser.add_argument("words", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    settings = [word for word in arguments.words if word.startswith("wandb.")]
+    try:
+        place = Place.of(compose([*settings, f"store={arguments.store}"]))
+        parts = sections([word for word in arguments.words if word not in settings], store.ended(arguments.store))
+        if not parts:
+            raise ConfigError(f"no figure has runs in {arguments.store}")
+        known, server = login()
+        if known:
+            print(_build(place, parts).save().url)
+            return
+    except (ConfigError, HydraException) as error:
+        sys.exit(f"error: {error}")
+    print(f"no login for {server}; a report in project {place.project} would have these sections:")
+    print("\n".join(map(str, parts)))
+
+
+def sections(words: list[str], records: dict[str, Record]) -> list[Section]:
+    """What was asked for, or every figure at every scale, as far as it has runs."""
+    asked = [words] if words else _every_figure()
+    found = []
+    for each in asked:
+        grid = expand(each, compose, described_by(records))
+        keys = [point.run.key for point in grid.points if point.run.key in records]
+        if keys:
+            title = "; ".join(f"{figure.name}: {figure.title}" for figure in grid.figures) or " ".join(each)
+            found.append(Section(title, f"python src/train.py -m {' '.join(each)}", keys, len(grid.points)))
+    return found
+
+
+def _every_figure() -> list[list[str]]:
+    names = sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
+    return [[f"figure={name}", f"scale={scale}"] for name in names for scale in figure_config(name, compose).scales]
+
+
+def _build(place: Place, parts: list[Section]) -> Any:
+    """The report, not saved yet. Raises ConfigError without wandb-workspaces."""
+    try:
+        import wandb_workspaces.reports.v2 as reports
+    except ImportError:
+        raise ConfigError("wandb-workspaces is not installed; pip install 'smallbatch[reports]'") from None
+    entity = {"entity": place.entity} if place.entity else {}
+    blocks: list[Any] = [reports.TableOfContents()]
+    for part in parts:
+        runs = reports.Runset(project=place.project, name=part.title, filters=f"Metric('ID') in {part.keys}", **entity)
+        score, m, rate = (
+            reports.SummaryMetric("score"),
+            reports.Config("log2_batch_size"),
+            reports.Config("log2_base_lr"),
+        )
+        panels = [
+            reports.ScatterPlot(title="score against log2 η̃, colour: log2 m", x=rate, y=score, z=m),
+            reports.ScatterPlot(title="score against log2 m, colour: log2 η̃", x=m, y=score, z=rate),
+            reports.LinePlot(title="test accuracy", x="epoch", y=["test_accuracy"]),
+        ]
+        blocks += [
+            reports.H1(part.title),
+            reports.P(f"{len(part.keys)} of {part.points} runs"),
+            reports.MarkdownBlock(f"```sh\n{part.command}\n```"),
+            reports.PanelGrid(runsets=[runs], panels=panels),
+        ]
+    title = "Revisiting small batch training, reproduced"
+    return reports.Report(project=place.project, title=title, blocks=blocks, width="fluid", **entity)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@
 
 One section a figure: the runs' accuracy against η̃ by m and against m by η̃, drawn by W&B from exactly the
 figure's runs, and the commands that make them. Without a login it prints what it would create.
-It needs wandb-workspaces: pip install 'smallbatch[reports]'.
+It needs: pip install wandb-workspaces
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
             raise ConfigError(f"no figure has runs in {arguments.store}")
         known, server = login()
         if known:
-            print(_build(place, parts).save().url)
+            print(_created(place, parts))
             return
     except (ConfigError, HydraException) as error:
         sys.exit(f"error: {error}")
@@ -78,12 +78,21 @@ def _every_figure() -> list[list[str]]:
     return [[f"figure={name}", f"scale={scale}"] for name in names for scale in figure_config(name, compose).scales]
 
 
+def _created(place: Place, parts: list[Section]) -> str:
+    """The address of the report, created. Raises ConfigError if W&B does not take it."""
+    report = _build(place, parts)
+    try:
+        return str(report.save().url)
+    except Exception as error:  # of many kinds
+        raise ConfigError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+
+
 def _build(place: Place, parts: list[Section]) -> Any:
     """The report, not saved yet. Raises ConfigError without wandb-workspaces."""
     try:
         import wandb_workspaces.reports.v2 as reports
     except ImportError:
-        raise ConfigError("wandb-workspaces is not installed; pip install 'smallbatch[reports]'") from None
+        raise ConfigError("wandb-workspaces is not installed; pip install wandb-workspaces") from None
     entity = {"entity": place.entity} if place.entity else {}
     blocks: list[Any] = [reports.TableOfContents()]
     for part in parts:

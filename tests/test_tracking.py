@@ -1,6 +1,7 @@
 """Weights & Biases: one W&B run per run, whatever happens, and nothing that happens there reaches training."""
 
 import csv
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from wandb_server import KEY, Recorder
 from smallbatch import store, tracking
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError, make_run
+from smallbatch.grid import Grid, expand
 from smallbatch.training import run as runs
 from smallbatch.training import train
 
@@ -433,38 +435,68 @@ def test_publish_and_wandb_sync_upload_each_run_once(config, server, tmp_path):
     assert not [body for body in server.bodies if KEY.encode() in body]
 
 
-FRAGILE = """
-from smallbatch.models.alexnet import AlexNet
+def fail_at_four():
+    step = runs.SmallBatch.training_step
 
-
-class Fragile(AlexNet):
-    def forward(self, x):
-        if self.training and len(x) == 4:
+    def fragile(self, block, index):
+        if self.run.batch_size == 4:
             raise RuntimeError("no fours, please")
-        return super().forward(x)
-"""
+        return step(self, block, index)
+
+    runs.SmallBatch.training_step = fragile
 
 
-def test_twelve_runs_in_two_processes_are_twelve_w_and_b_runs_with_their_states(root, server, tmp_path):
-    (root / "fragile.py").write_text(FRAGILE)
-    grid = ["batch_size=4,8,16", "base_lr=1/1024,1e9", "seed=0,1", "epochs=1", "model._target_=fragile.Fragile"]
-    machinery = [*TINY, f"data.root={root}/data", f"store={tmp_path}/runs", "wandb.project=grid"]
-    done = subprocess.run(
-        [sys.executable, "src/train.py", "-m", *grid, *machinery, "hydra/launcher=local", "hydra.launcher.n_jobs=2"],
-        cwd=REPOSITORY,
-        env=os.environ | login(server) | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _train_all(points, environment):
+    """As a grid's worker does: one run after the other, but for those that another process has."""
+    os.environ.update(environment)
+    fail_at_four()
+    for run, cfg in points:
+        with suppress(store.Busy):
+            train(run, cfg, lambda line: _append(Path(cfg.store).parent / "said", line))
+    tracking._worker().drain()
+
+
+def test_twelve_runs_in_two_processes_are_twelve_w_and_b_runs_with_their_states(config, server, tmp_path):
+    axes = itertools.product((8, 4, 16), ("1/1024", "1e9"), (0, 1))
+    grid = [config(f"batch_size={m}", f"base_lr={rate}", f"seed={s}", "epochs=1") for m, rate, s in axes]
+    for _, cfg in grid:
+        cfg.grid_point, cfg.wandb.mode = True, "online"
+    orders = (grid[:7], grid[:4:-1])  # two runs are in both
+    processes = [FORK.Process(target=_train_all, args=(order, login(server))) for order in orders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
     records = [record for _, record in store.read_all(tmp_path / "runs")]
-    assert len(records) == len(server.exits) == 12
+    assert len(records) == len(server.exits) == len(server.opened) == 12
     for record in records:
         key, failed = record.run.key, record.result["status"] == "failed"
         assert failed == (record.run.batch_size == 4)
         assert server.exits[key] == [int(failed)]
         assert len(sent(server, record.run)) == len(record.rows) == (0 if failed else 1)
         assert server.opened[key][0]["displayName"] == record.run.label
-        assert server.opened[key][0]["groupName"].startswith("batch_size=4,8,16 base_lr=1/1024,1e9 seed=0,1 epochs=1")
-    assert "W&B" not in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    assert said(grid[0][1]) == []
+
+
+# --- what a grid tells its points
+
+
+@pytest.mark.parametrize(
+    ("arguments", "group"),
+    [
+        (["figure=fig01", "scale=smoke", "store=x", "hydra/launcher=local"], "fig01-smoke"),
+        (["batch_size=8,16", "base_lr=1/512", "logger=wandb", "wandb.tags=[a]"], "batch_size=8,16 base_lr=1/512"),
+        (["batch_size=8,16", "wandb.group=it\\'s mine"], "it's mine"),
+    ],
+)
+def test_a_grid_settles_the_mode_once_and_names_the_group(arguments, group, capsys, root):
+    own = [word for word in arguments if word.startswith("wandb.group")]
+    cfg = compose(["logger=wandb", "wandb.mode=offline", *own])
+    grid = expand([*arguments, f"data.root={root}/data"], compose) if "figure=fig01" in arguments else Grid()
+    mode, told = tracking.for_points(cfg, grid, arguments)
+    assert mode == "wandb.mode=offline"
+    assert compose([told]).wandb.group == group
+    assert capsys.readouterr().err.startswith(
+        "W&B: offline; upload later with `wandb sync outputs/wandb/offline-run-*`"
+    )
+    assert tracking.for_points(compose([]), grid, arguments) == []

@@ -72,6 +72,9 @@ class Recorder(ThreadingHTTPServer):
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def handle_error(self, *arguments: object) -> None:
+        pass  # a client that was killed
+
     def stop(self) -> None:
         self.shutdown()
         self.server_close()

@@ -33,7 +33,7 @@ from smallbatch.store import Record, Row
 NOTE = "wandb.json"
 WAIT = 30.0  # seconds that W&B gets to take a run, and that the end of a process waits for it
 GROUP_LENGTH = 128  # the longest that W&B takes
-_NOT_THE_GRID = ("hydra", "logger=", "machine", "overwrite=", "progress=", "store=", "wandb.")  # on a command line
+_NOT_THE_GRID = ("logger=", "machine", "overwrite=", "progress=", "store=", "wandb.")  # on a command line
 INTERRUPTED = 255  # wandb's own exit code for Ctrl-C
 
 Say = Callable[[str], None]

@@ -141,7 +141,8 @@ def offline_folders(cfg) -> list[Path]:
 
 def inspect(folder: Path) -> list[dict]:
     command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", folder]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -416,7 +417,7 @@ def test_publish_and_wandb_sync_upload_each_run_once(config, server, tmp_path):
     synced, cfg = config("batch_size=8", "wandb.project=later", "wandb.group=ours")
     assert finish(synced, cfg) == 0
     command = [Path(sys.executable).with_name("wandb"), "sync", *offline_folders(cfg)]
-    subprocess.run(command, env=os.environ | login(server), capture_output=True, check=True)
+    subprocess.run(command, cwd=tmp_path, env=os.environ | login(server), capture_output=True, check=True)
     assert sent(server, synced) == rows(cfg, synced)
     offline, cfg = config("batch_size=16", "wandb.project=later", "wandb.group=ours", "wandb.tags=[a]")
     assert finish(offline, cfg) == 0

@@ -6,29 +6,31 @@
 
 With figure=… or scale=…, further key=value change the runs as they do for train.py. Without, they choose runs by
 the columns of `python src/runs.py list`. Writes PNG and SVG; without words, or with scale=… alone, also the
-claims (claims.json) and a page of everything (index.html).
+claims (claims.json) and a page of everything (index.html). With logger=wandb all this goes to a Weights & Biases
+project too; with source=wandb the runs come from one instead of the store.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import pandas as pd
 from hydra.errors import HydraException
 
-from smallbatch import store
-from smallbatch.compose import CONF, compose
-from smallbatch.config import ConfigError
+from smallbatch import notebook, store
+from smallbatch.compose import compose
+from smallbatch.config import ConfigError, LoggerKind
 from smallbatch.files import write_text
-from smallbatch.grid import figure_config, figure_names
 from smallbatch.lookup import Ended
 from smallbatch.paper import figures, report
 from smallbatch.paper.claims import Verdict, judge
-from smallbatch.paper.collect import FigureRuns, collect
+from smallbatch.paper.collect import Asked, FigureRuns, gather
 from smallbatch.paper.report import Picture
 from smallbatch.store import Record
 from smallbatch.table import differences, parse_choice, select, table
+from smallbatch.tracking import Place, settled
 
 MOST_NAMED = 20  # missing runs of one figure
 
@@ -40,59 +42,94 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="pictures (default: %(default)s)")
     parser.add_argument("words", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
+    settings = [word for word in arguments.words if word.startswith(("logger=", "wandb."))]
+    words = [word for word in arguments.words if word not in settings and not word.startswith("source=")]
     try:
-        records = store.ended(arguments.store)
-        if not records and "figure=sgd_paths" not in arguments.words:
+        cfg = compose([*settings, f"store={arguments.store}"])
+        records = _records(arguments, Place.of(cfg))
+        if not records and words != ["figure=sgd_paths"]:
             raise ConfigError(f"no ended runs in {arguments.store}; train some with `python src/train.py -m …`")
-        if arguments.words and not any(word.startswith(("figure=", "scale=")) for word in arguments.words):
-            _draw_chosen(arguments.words, records, arguments.out)
+        if words and not any(word.startswith(("figure=", "scale=")) for word in words):
+            drawn = _draw_chosen(words, records, arguments.out)
         else:
-            _draw_figures(arguments.words, Ended(records), arguments)
+            drawn = _draw_figures(words, Ended(records), arguments)
+        if cfg.logger is LoggerKind.wandb:
+            _log(drawn, table(records.values()), Place.of(cfg))
     except (ConfigError, HydraException) as error:
         sys.exit(f"error: {error}")
 
 
-def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Drawn:
+    """What was made: files, the claims by scale, and the page if there is one."""
+
+    paths: list[Path]
+    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
+    page: Path | None = None
+
+
+def _records(arguments: argparse.Namespace, place: Place) -> dict[str, Record]:
+    """The ended runs of the store, or with source=wandb of a W&B project. Raises ConfigError."""
+    source = next((word.partition("=")[2] for word in arguments.words if word.startswith("source=")), "store")
+    if source not in ("store", "wandb"):
+        raise ConfigError(f"source={source}: choose store or wandb")
+    return store.ended(arguments.store) if source == "store" else notebook.records(place)
+
+
+def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
+    """Add what was drawn to the W&B project. Raises ConfigError if W&B does not take it."""
+    rows = [
+        {
+            "scale": scale,
+            "claim": v.id,
+            "verdict": v.verdict,
+            "reason": v.reason,
+            "text": v.text,
+            "criterion": v.criterion,
+        }
+        for scale, judged in drawn.verdicts.items()
+        for v in judged
+    ]
+    tables = {"runs": runs} | ({"claims": pd.DataFrame(rows)} if rows else {})
+    place = settled(place, print)
+    if place.mode == "disabled":
+        return
+    try:
+        print(notebook.add_figures(place, drawn.paths, tables, drawn.page))
+    except Exception as error:  # of many kinds; the files are there whatever W&B does
+        raise ConfigError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+
+
+def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace) -> Drawn:
     """The figures that the words name, or all, at every scale that has runs. Raises ConfigError if none has."""
-    asked = {name: word.partition("=")[2].split(",") for word in words for name in [word.partition("=")[0]]}
-    names = figure_names(asked.get("figure", ["all"]))
-    scales = asked.get("scale") or sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
-    rest = [word for word in words if not word.startswith(("figure=", "scale="))]
-    changes = [word for word in rest if not word.startswith(("data.root=", "machine."))]
+    asked = Asked.of(words)
     pictures: dict[str, Picture] = {}
-    verdicts = {}
-    for scale in scales:
-        gathered, problems = _gather(names, scale, rest, ended)
-        for runs in (gathered[name] for name in names if name in gathered):
-            stem = runs.name if runs.draw == "paths" else "-".join([runs.name, scale, *map(_file_name, changes)])
-            if stem not in pictures and (picture := _draw(runs, gathered, changes, arguments.out / stem)):
-                pictures[stem] = picture
-        if problems and "scale" in asked and "figure" in asked:
+    verdicts, paths = {}, []
+    for scale in asked.scales:
+        gathered, problems = gather(asked, scale, compose, ended)
+        for runs in (gathered[name] for name in asked.figures if name in gathered):
+            stem = runs.name if runs.draw == "paths" else "-".join([runs.name, scale, *map(_file_name, asked.changes)])
+            files = [] if stem in pictures else _draw(runs, gathered, asked.changes, arguments.out / stem)
+            if files:
+                pictures[stem] = Picture(runs, files[0])
+                paths += files
+        if problems and asked.by_name and len(asked.scales) == 1:
             raise ConfigError("; ".join(problems))
         if any(len(runs.frame) for runs in gathered.values()):
             verdicts[scale] = judge(gathered)
     if not pictures:
         raise ConfigError(f"no run of {' '.join(words)} is there; train: python src/train.py -m {' '.join(words)}")
-    if "figure" not in asked:
-        _conclude(list(pictures.values()), verdicts, ended, arguments)
+    if asked.by_name:
+        return Drawn(paths)
+    page = _conclude(list(pictures.values()), verdicts, ended, arguments)
+    return Drawn(paths, verdicts, page)
 
 
-def _gather(names: list[str], scale: str, words: list[str], ended: Ended) -> tuple[dict[str, FigureRuns], list[str]]:
-    """The runs of the figures, and of those that they summarise, at one scale; and why some cannot be told."""
-    gathered, problems = {}, []
-    for name in dict.fromkeys([*names, *(part for whole in names for part in figure_config(whole, compose).of)]):
-        try:
-            gathered[name] = collect(name, scale, words, compose, ended)
-        except ConfigError as problem:
-            problems.append(str(problem))
-    return gathered, problems
-
-
-def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str], stem: Path) -> Picture | None:
+def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str], stem: Path) -> list[Path]:
     """Draw a figure if it has runs, naming those that are missing, and what it has other than its config."""
     parts = [gathered[name] for name in runs.of if name in gathered and not gathered[name].frame.empty]
     if runs.frame.empty and not parts and runs.draw != "paths":
-        return None
+        return []
     changed = f" (with {' '.join(changes)})" if changes else ""
     paths = figures.save(figures.draw(replace(runs, title=runs.title + changed), parts), stem)
     for path in paths:
@@ -101,12 +138,12 @@ def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str],
         print(f"missing: {run.label}")
     if len(runs.missing) > MOST_NAMED:
         print(f"missing: {len(runs.missing) - MOST_NAMED} more")
-    return Picture(runs, paths[0])
+    return paths
 
 
 def _conclude(
     pictures: list[Picture], verdicts: dict[str, list[Verdict]], ended: Ended, arguments: argparse.Namespace
-) -> None:
+) -> Path:
     """Print the claims, and write them and the page."""
     for scale, judged in verdicts.items():
         print(f"\nclaims at scale {scale}{'' if scale == 'paper' else ', not the size of the paper'}")
@@ -117,11 +154,13 @@ def _conclude(
             )
     claims = {scale: [asdict(verdict) for verdict in judged] for scale, judged in verdicts.items()}
     write_text(arguments.out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
-    report.write(arguments.out / "index.html", arguments.store, list(ended.records.values()), pictures, verdicts)
-    print(f"\n{arguments.out / 'claims.json'}\n{arguments.out / 'index.html'}")
+    page: Path = arguments.out / "index.html"
+    report.write(page, arguments.store, list(ended.records.values()), pictures, verdicts)
+    print(f"\n{arguments.out / 'claims.json'}\n{page}")
+    return page
 
 
-def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> None:
+def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Drawn:
     """The runs whose columns match. Raises ConfigError if they differ in more than a sweep varies."""
     frame = select(table(records.values()), parse_choice(words))
     if frame.empty:
@@ -129,8 +168,10 @@ def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Non
     if frame["setting"].nunique() > 1:
         raise ConfigError(f"these runs do not belong in one figure; choose among {differences(frame)}")
     stem = out / "-".join(["sweep", *map(_file_name, sorted(words))])
-    for path in figures.save(figures.sweep(frame, "Sweep", f"{figures.describe(frame)}."), stem):
+    paths = figures.save(figures.sweep(frame, "Sweep", f"{figures.describe(frame)}."), stem)
+    for path in paths:
         print(path)
+    return Drawn(paths)
 
 
 def _file_name(word: str) -> str:

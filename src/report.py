@@ -3,8 +3,8 @@
     python src/report.py                             # every figure, at every scale, that has runs
     python src/report.py figure=fig01 scale=reduced wandb.project=mine
 
-One section a figure: the runs' accuracy against η̃ by m and against m by η̃, drawn by W&B from exactly the
-figure's runs, and the commands that make them. Without a login it prints what it would create.
+The claims, and a section a figure: the runs' accuracy against η̃ by m and against m by η̃, drawn by W&B from exactly
+the figure's runs, and the commands that make them. Without a login it prints what it would create.
 It needs: pip install wandb-workspaces
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 
 from hydra.errors import HydraException
 
-from figures import described_by
 from smallbatch import store
-from smallbatch.compose import CONF, compose
+from smallbatch.compose import compose
 from smallbatch.config import ConfigError
-from smallbatch.grid import expand, figure_config
-from smallbatch.store import Record
+from smallbatch.lookup import Ended
+from smallbatch.paper.claims import judge
+from smallbatch.paper.collect import Asked, gather
 from smallbatch.tracking import Place, login
 
 
@@ -47,47 +47,46 @@ def main() -> None:
     settings = [word for word in arguments.words if word.startswith("wandb.")]
     try:
         place = Place.of(compose([*settings, f"store={arguments.store}"]))
-        parts = sections([word for word in arguments.words if word not in settings], store.ended(arguments.store))
+        asked = Asked.of([word for word in arguments.words if word not in settings])
+        parts, claims = contents(asked, Ended(store.ended(arguments.store)))
         if not parts:
             raise ConfigError(f"no figure has runs in {arguments.store}")
         known, server = login()
         if known:
-            print(_created(place, parts))
+            print(_created(place, parts, claims))
             return
     except (ConfigError, HydraException) as error:
         sys.exit(f"error: {error}")
     print(f"no login for {server}; a report in project {place.project} would have these sections:")
-    print("\n".join(map(str, parts)))
+    print("\n".join([*claims, *map(str, parts)]))
 
 
-def sections(words: list[str], records: dict[str, Record]) -> list[Section]:
-    """What was asked for, or every figure at every scale, as far as it has runs."""
-    asked = [words] if words else _every_figure()
-    found = []
-    for each in asked:
-        grid = expand(each, compose, described_by(records))
-        keys = [point.run.key for point in grid.points if point.run.key in records]
-        if keys:
-            title = "; ".join(f"{figure.name}: {figure.title}" for figure in grid.figures) or " ".join(each)
-            found.append(Section(title, f"python src/train.py -m {' '.join(each)}", keys, len(grid.points)))
-    return found
+def contents(asked: Asked, ended: Ended) -> tuple[list[Section], list[str]]:
+    """A section for each figure and scale that has runs, and the claims, a Markdown line each."""
+    sections, claims = [], []
+    for scale in asked.scales:
+        gathered, _ = gather(asked, scale, compose, ended)
+        there = [gathered[name] for name in asked.figures if name in gathered and len(gathered[name].frame)]
+        for runs in there:
+            command = " ".join([f"python src/train.py -m figure={runs.name} scale={scale}", *asked.rest])
+            title = ", ".join(filter(None, (runs.title, f"scale {scale}", runs.stand_in)))
+            keys = runs.frame["key"].tolist()
+            sections.append(Section(title, command, keys, len(keys) + len(runs.missing)))
+        if there and not asked.by_name:
+            claims += [f"- {v.id}, scale {scale}: **{v.verdict}**. {v.text}. {v.reason}" for v in judge(gathered)]
+    return sections, claims
 
 
-def _every_figure() -> list[list[str]]:
-    names = sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
-    return [[f"figure={name}", f"scale={scale}"] for name in names for scale in figure_config(name, compose).scales]
-
-
-def _created(place: Place, parts: list[Section]) -> str:
+def _created(place: Place, parts: list[Section], claims: list[str]) -> str:
     """The address of the report, created. Raises ConfigError if W&B does not take it."""
-    report = _build(place, parts)
+    report = _build(place, parts, claims)
     try:
         return str(report.save().url)
     except Exception as error:  # of many kinds
         raise ConfigError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
-def _build(place: Place, parts: list[Section]) -> Any:
+def _build(place: Place, parts: list[Section], claims: list[str]) -> Any:
     """The report, not saved yet. Raises ConfigError without wandb-workspaces."""
     try:
         import wandb_workspaces.reports.v2 as reports
@@ -95,6 +94,8 @@ def _build(place: Place, parts: list[Section]) -> Any:
         raise ConfigError("wandb-workspaces is not installed; pip install wandb-workspaces") from None
     entity = {"entity": place.entity} if place.entity else {}
     blocks: list[Any] = [reports.TableOfContents()]
+    if claims:
+        blocks += [reports.H1("Claims"), reports.MarkdownBlock("\n".join(claims))]
     for part in parts:
         runs = reports.Runset(project=place.project, name=part.title, filters=f"Metric('ID') in {part.keys}", **entity)
         score, m, rate = (

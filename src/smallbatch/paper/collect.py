@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from smallbatch.config import Draw, Figure, Run
-from smallbatch.grid import Compose, expand, figure_config
+from smallbatch.compose import CONF
+from smallbatch.config import ConfigError, Draw, Figure, Run
+from smallbatch.grid import Compose, expand, figure_config, figure_names
 from smallbatch.lookup import Ended, best_rates
 from smallbatch.store import Record
 from smallbatch.table import table
@@ -30,6 +31,41 @@ class FigureRuns:
     stand_in: str = ""
     of: Sequence[str] = ()
     curves: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command's words ask for: figures, scales, and `rest`, which changes the figures' runs."""
+
+    figures: list[str]
+    scales: list[str]
+    rest: list[str]
+    by_name: bool
+
+    @classmethod
+    def of(cls, words: list[str]) -> "Asked":
+        """All figures and all scales where the words name none."""
+        given = {key: value.split(",") for key, _, value in (word.partition("=") for word in words)}
+        scales = given.get("scale") or sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
+        rest = [word for word in words if not word.startswith(("figure=", "scale="))]
+        return cls(figure_names(given.get("figure", ["all"])), scales, rest, "figure" in given)
+
+    @property
+    def changes(self) -> list[str]:
+        """The words that make other runs of a figure's."""
+        return [word for word in self.rest if not word.startswith(("data.root=", "machine."))]
+
+
+def gather(asked: Asked, scale: str, compose: Compose, ended: Ended) -> tuple[dict[str, FigureRuns], list[str]]:
+    """The figures asked for, and those that they summarise, at one scale; and why some cannot be told."""
+    gathered, problems = {}, []
+    parts = [part for name in asked.figures for part in figure_config(name, compose).of]
+    for name in dict.fromkeys([*asked.figures, *parts]):
+        try:
+            gathered[name] = collect(name, scale, asked.rest, compose, ended)
+        except ConfigError as problem:
+            problems.append(str(problem))
+    return gathered, problems
 
 
 def collect(name: str, scale: str, words: list[str], compose: Compose, ended: Ended) -> FigureRuns:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from smallbatch.config import format_power
 from smallbatch.files import replacing
@@ -104,6 +104,7 @@ def convergence(curves: pd.DataFrame, title: str, note: str) -> Figure:
                 axes.plot(lost["epoch"], 100 * lost[column], "x", color=colour, ms=7, mew=1.8)
             axes.set(xlabel="epoch", title=f"{name} accuracy")
             axes.set_xlim(0, curves["epoch"].max() * 1.02)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel("accuracy (%)")
         panels[1].tick_params(labelleft=False)
         panels[1].legend(title="m", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
@@ -237,13 +238,14 @@ def _incomplete(parts: Sequence[FigureRuns]) -> str:
 
 
 def _setting_label(part: FigureRuns) -> str:
-    """Network, norm and data in a few words: `resnet32 BN cifar10, augmented (fig08)`."""
+    """Network, norm and what else tells settings apart, in a few words: `fig08: resnet32 BN, augmented`."""
     first = part.frame.iloc[0]
     norm = {"none": "no BN", "batch": "BN", "group": "GN"}[first["norm"]]
     if first["norm"] == "batch" and first["norm.layers"] == "conv":
         norm = "BN in conv"
     extra = [w for w, on in (("augmented", first["data.augment"]), ("warm-up", first["schedule.warmup"] > 0)) if on]
-    return ", ".join([f"{part.name}: {first['model']} {norm}", *extra])
+    name = f"{part.name}: " if part.name.startswith("fig") else ""
+    return ", ".join([f"{name}{first['model']} {norm}", *extra])
 
 
 def _tops(frame: pd.DataFrame) -> pd.DataFrame:

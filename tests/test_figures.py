@@ -195,3 +195,47 @@ def test_check_counts_and_fails_on_damage(folder, command):
     status, output = command(runs_command, "--store", folder, "check")
     assert status == 1
     assert str(damaged) in output
+
+
+def test_runs_from_wandb_give_the_same_pictures_as_those_of_the_store(folder, tmp_path, command, monkeypatch):
+    words = ["figure=fig01", "scale=smoke"]
+    assert command(figures_command, "--store", folder, "--out", tmp_path / "a", *words)[0] == 0
+    places = []
+
+    def records(place):
+        places.append(place)
+        return store.ended(folder)
+
+    monkeypatch.setattr(figures_command.notebook, "records", records)
+    other = ["--store", tmp_path / "none" / "runs", "--out", tmp_path / "b", *words]
+    assert command(figures_command, *other, "source=wandb", "wandb.project=theirs")[0] == 0
+    assert [place.project for place in places] == ["theirs"]
+    for name in ("fig01-smoke.png", "fig01-smoke.svg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert "choose store or wandb" in str(command(figures_command, *other, "source=elsewhere")[0])
+
+
+def test_what_is_drawn_goes_to_wandb_with_tables_and_page(folder, tmp_path, command, monkeypatch):
+    added = []
+    monkeypatch.setattr(figures_command.notebook, "add_figures", lambda *given: added.append(given) or "address")
+    words = ["--store", folder, "--out", tmp_path / "out", "scale=smoke", "logger=wandb", "wandb.mode=offline"]
+    status, output = command(figures_command, *words)
+    assert status == 0
+    assert output.splitlines()[-1] == "address"
+    (place, paths, tables, page), *_ = added
+    assert place.mode == "offline"
+    assert {path.name for path in paths} >= {"fig01-smoke.png", "fig01-smoke.svg", "fig16-smoke.png"}
+    assert len(tables["runs"]) == len(store.ended(folder))
+    assert list(tables["claims"]["claim"]) == [*(f"C{i}" for i in range(1, 14)), "T1"]
+    assert page == tmp_path / "out" / "index.html"
+
+
+def test_wandb_s_failure_is_one_line_and_the_files_are_there(folder, tmp_path, command, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("no such project\nand more")
+
+    monkeypatch.setattr(figures_command.notebook, "add_figures", fail)
+    words = ["figure=fig01", "scale=smoke", "logger=wandb", "wandb.mode=offline"]
+    status, _ = command(figures_command, "--store", folder, "--out", tmp_path / "out", *words)
+    assert status == "error: W&B: no such project"
+    assert (tmp_path / "out" / "fig01-smoke.png").exists()

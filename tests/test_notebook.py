@@ -162,3 +162,41 @@ def test_without_a_login_reading_is_refused(monkeypatch):
     monkeypatch.setattr(notebook, "login", lambda: (False, "http://here"))
     with pytest.raises(ConfigError, match="no login for http://here; say `wandb login`"):
         notebook.records(tracking.Place.of(compose([])))
+
+
+class OpenRun:
+    """Takes what a W&B run is given."""
+
+    def __init__(self):
+        self.logged, self.files, self.url, self.finished = {}, [], "address", 0
+
+    def log(self, shown):
+        self.logged |= shown
+
+    def log_artifact(self, artifact):
+        self.files = [Path(name).name for name in artifact.manifest.entries]
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_figures_are_added_as_images_tables_line_plots_a_page_and_an_artifact(tmp_path, monkeypatch):
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "fig01-paper.png")
+    (tmp_path / "fig01-paper.svg").write_text("<svg/>")
+    page = tmp_path / "index.html"
+    page.write_text("<html></html>")
+    run, opened = OpenRun(), []
+    monkeypatch.setattr(notebook, "open_run", lambda place, **given: opened.append(given) or run)
+    runs = table([make(batch_size=m) for m in (8, 16)])
+    claims = pd.DataFrame([{"scale": "paper", "id": "C1", "verdict": "undecided"}])
+    pictures = [tmp_path / "fig01-paper.png", tmp_path / "fig01-paper.svg"]
+    assert notebook.add_figures(PLACE, pictures, {"runs": runs, "claims": claims}, page) == "address"
+    assert opened == [{"name": "figures", "job_type": "figures"}]
+    assert {"fig01-paper", "table/runs", "table/claims", "page"} <= set(run.logged)
+    assert run.logged["table/claims"].data == [["paper", "C1", "undecided"]]
+    assert len(run.logged["table/runs"].data) == 2
+    assert sum(name.startswith("sweep/") for name in run.logged) == 2
+    assert sorted(run.files) == ["fig01-paper.png", "fig01-paper.svg", "index.html"]
+    assert run.finished == 1

@@ -122,6 +122,7 @@ def test_a_run_is_expected_to_diverge_like_the_nearest_smaller_rate_that_did(tmp
         (5400, "1.5 h"),
         (36000, "10 h"),
         (864000, "10 days"),
+        (7e7, "2.2 years"),
     ],
 )
 def test_a_duration_is_told_in_the_unit_that_people_would_use(seconds, text):

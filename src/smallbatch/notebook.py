@@ -117,7 +117,8 @@ def add_figures(place: Place, pictures: list[Path], tables: dict[str, pd.DataFra
     shown |= {f"table/{name}": wandb.Table(dataframe=_plain(frame)) for name, frame in tables.items()}
     shown |= _lines(tables["runs"])
     if page:
-        shown["page"] = wandb.Html(page.open(encoding="utf-8"), inject=False)
+        with page.open(encoding="utf-8") as file:
+            shown["page"] = wandb.Html(file, inject=False)
     run.log(shown)
     artifact = wandb.Artifact("figures", type="figures")
     for path in [*pictures, *([page] if page else [])]:

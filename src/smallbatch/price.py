@@ -176,9 +176,9 @@ def processes() -> int:
 
 
 def words(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.4 h` or `12 days`."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= (3 if unit == "days" else 1.5) * size:
+    """`40 s`, `12 min`, `3.4 h`, `12 days` or `5.0 years`."""
+    for unit, size, least in (("years", 365 * 86400, 2), ("days", 86400, 3), ("h", 3600, 1.5), ("min", 60, 1.5)):
+        if seconds >= least * size:
             amount = seconds / size
             return f"{amount:.1f} {unit}" if amount < 10 and unit != "min" else f"{amount:.0f} {unit}"
     return f"{seconds:.0f} s"

@@ -15,6 +15,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 from hydra.errors import HydraException
@@ -148,10 +149,9 @@ def _conclude(
     for scale, judged in verdicts.items():
         print(f"\nclaims at scale {scale}{'' if scale == 'paper' else ', not the size of the paper'}")
         for verdict in judged:
-            print(
-                f"{verdict.id:>4} {verdict.verdict:<14} {verdict.text}"
-                + (f" [{verdict.reason}]" if verdict.reason else "")
-            )
+            print(f"{verdict.id:>4} {verdict.verdict:<14} {verdict.text}")
+            if verdict.reason:
+                print(f"{'':19} {shorten(verdict.reason, 140, placeholder=' … (see the page)')}")
     claims = {scale: [asdict(verdict) for verdict in judged] for scale, judged in verdicts.items()}
     write_text(arguments.out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
     page: Path = arguments.out / "index.html"

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-import figures
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError, make_run
 from smallbatch.data import describe, folders, load
 from smallbatch.data.blocks import TestBlocks, TrainBlocks
 from smallbatch.data.folders import BrokenImage, centre_crop, draw_crops, open_rgb, random_crop
+from smallbatch.lookup import Ended
 from smallbatch.store import Record
 from smallbatch.training import run as runs
 from smallbatch.training import train
@@ -114,7 +114,7 @@ def test_imagenet_is_trained_as_in_the_paper(pictures):
 def test_a_figure_knows_its_runs_without_the_files(pictures):
     cfg = config(pictures, AUGMENT)
     run = make_run(cfg)
-    assert make_run(cfg, figures._described_by({run.key: Record(run, [], {})})).key == run.key
+    assert make_run(cfg, Ended({run.key: Record(run, [], {})}).describe).key == run.key
 
 
 def test_imagenet_lies_in_the_data_root(tmp_path):

@@ -46,6 +46,7 @@ def _warm(root):
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
         patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+        wandb.teardown()  # it keeps the settings that it read first
         FORK.set_forkserver_preload([__name__])
         process = FORK.Process(target=int)
         process.start()

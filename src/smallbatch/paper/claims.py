@@ -14,7 +14,7 @@ from smallbatch.paper.criteria import LARGE, SLOPE, SMALL, WIDE
 from smallbatch.paper.evidence import SUPPORTED, UNDECIDED, Evidence, Part, Undecided, all_of
 
 SHARES = (0.25, 0.5, 0.75)  # where reliability claims are judged; the verdict is that at ½
-NAMED = 1  # parts in a reason; more are counted
+NAMED = 3  # parts in a reason; more are counted
 
 Test = Callable[[Evidence], Iterator[Part]]
 

@@ -157,11 +157,14 @@ def _make_up(folder: Path, arguments: list[str], known: bool) -> int:
 def _timed(command: list[str]) -> tuple[float, float]:
     """Wall seconds and peak memory in GiB of a command."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise subprocess.CalledProcessError(status, command)
-    return time.perf_counter() - began, usage.ru_maxrss / 2**20
+    process, peak = subprocess.Popen(command, stdout=subprocess.DEVNULL), 0
+    while process.poll() is None:  # its resource usage would count this process's memory too, from which it was forked
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        peak = max([peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))])
+        time.sleep(0.1)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - began, peak / 2**20
 
 
 def wandb(data: Path, rounds: int) -> None:

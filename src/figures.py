@@ -74,7 +74,19 @@ def _records(arguments: argparse.Namespace, place: Place) -> dict[str, Record]:
     source = next((word.partition("=")[2] for word in arguments.words if word.startswith("source=")), "store")
     if source not in ("store", "wandb"):
         raise ConfigError(f"source={source}: choose store or wandb")
-    return store.ended(arguments.store) if source == "store" else notebook.records(place)
+    if source == "store":
+        return store.ended(arguments.store)
+    try:
+        return notebook.records(place)
+    except ConfigError:
+        raise
+    except Exception as error:  # of many kinds
+        raise _from_wandb(error) from None
+
+
+def _from_wandb(error: Exception) -> ConfigError:
+    """What W&B raised, in one line."""
+    return ConfigError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}")
 
 
 def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
@@ -92,13 +104,14 @@ def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
         for v in judged
     ]
     tables = {"runs": runs} | ({"claims": pd.DataFrame(rows)} if rows else {})
-    place = settled(place, print)
+    place = settled(place, lambda line: None)
     if place.mode == "disabled":
         return
     try:
-        print(notebook.add_figures(place, drawn.paths, tables, drawn.page))
+        where = notebook.add_figures(place, drawn.paths, tables, drawn.page)
+        print(where if place.mode == "online" else f"W&B: offline; upload with `wandb sync {where}`")
     except Exception as error:  # of many kinds; the files are there whatever W&B does
-        raise ConfigError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise _from_wandb(error) from None
 
 
 def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace) -> Drawn:
@@ -167,6 +180,9 @@ def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Dra
         raise ConfigError(f"no run matches {' '.join(words)}")
     if frame["setting"].nunique() > 1:
         raise ConfigError(f"these runs do not belong in one figure; choose among {differences(frame)}")
+    if frame.groupby(["batch_size", "base_lr", "seed"]).size().max() > 1:
+        sizes = ", ".join(map(str, sorted(frame["bn_batch_size"].unique())))
+        raise ConfigError(f"these runs differ in their BN batch too; choose one, as bn_batch_size=… of {sizes}")
     stem = out / "-".join(["sweep", *map(_file_name, sorted(words))])
     paths = figures.save(figures.sweep(frame, "Sweep", f"{figures.describe(frame)}."), stem)
     for path in paths:

@@ -50,6 +50,8 @@ def main() -> None:
         plan(arguments.words, Ended(store.ended(arguments.store)), prices)
     except (ConfigError, HydraException) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what was measured is kept")
 
 
 def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
@@ -103,7 +105,7 @@ def _describe(ended: Ended) -> Any:
     """The data as they are here, or as published, with the fingerprint that the runs know."""
 
     def description(data: dict[str, Any]) -> Any:
-        return published(data, ended.fingerprints.get(data["name"], "")) or describe(data)
+        return published(data, ended.fingerprints.get(data["name"], data["name"])) or describe(data)
 
     return description
 

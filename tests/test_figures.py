@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -172,6 +173,27 @@ def test_chosen_runs_that_do_not_belong_together_are_refused(folder, tmp_path, c
     assert command(figures_command, *where, "model=alexnet", "epochs=10")[0] == 0
 
 
+def test_runs_that_differ_in_their_bn_batch_are_not_averaged(tmp_path, command):
+    words = ["model=alexnet", "norm=batch", "batch_size=8", "base_lr=1/256", "bn_batch_size=2,4,8"]
+    for point in expand(words, compose).points:
+        write(tmp_path / "runs", point, 0.5)
+    where = ["--store", tmp_path / "runs", "--out", tmp_path / "out"]
+    assert "choose one, as bn_batch_size=… of 2, 4, 8" in str(command(figures_command, *where, "model=alexnet")[0])
+    assert command(figures_command, *where, "model=alexnet", "bn_batch_size=4")[0] == 0
+
+
+def test_a_figure_of_your_own_data_is_of_these_and_no_other(tmp_path, command, write_npz):
+    mine, other = write_npz("mine.npz"), write_npz("other.npz", train_labels=np.arange(20) % 3)
+    words = ["figure=fig08", "scale=smoke", "data=arrays", f"data.root={tmp_path}", "batch_size=2", "base_lr=1/256"]
+    words += ["data.train_size=20", "epochs=1"]  # all of them, said as a number
+    for point in expand([*words, f"data.path={mine}"], compose).points:
+        write(tmp_path / "runs", point, 0.5)
+    where = ["--store", tmp_path / "runs", "--out", tmp_path / "out", *words]
+    assert command(figures_command, *where, f"data.path={mine}")[0] == 0
+    assert "no run of" in str(command(figures_command, *where, f"data.path={other}")[0])
+    assert "no such file" in str(command(figures_command, *where, "data.path=nothere.npz")[0])
+
+
 def test_runs_move_to_another_store_through_one_file(folder, tmp_path, command):
     file = tmp_path / "runs.jsonl.gz"
     assert command(runs_command, "--store", folder, "export", file, "batch_size=2,8")[1].startswith("8 runs")
@@ -221,7 +243,7 @@ def test_what_is_drawn_goes_to_wandb_with_tables_and_page(folder, tmp_path, comm
     words = ["--store", folder, "--out", tmp_path / "out", "scale=smoke", "logger=wandb", "wandb.mode=offline"]
     status, output = command(figures_command, *words)
     assert status == 0
-    assert output.splitlines()[-1] == "address"
+    assert output.splitlines()[-1] == "W&B: offline; upload with `wandb sync address`"
     (place, paths, tables, page), *_ = added
     assert place.mode == "offline"
     assert {path.name for path in paths} >= {"fig01-smoke.png", "fig01-smoke.svg", "fig16-smoke.png"}

@@ -89,8 +89,9 @@ def expand(arguments: list[str], compose: Compose, describe: Describe = describe
     return grid
 
 
+@lru_cache(maxsize=256)
 def figure_config(name: str, compose: Compose) -> Figure:
-    """The figure's config by name."""
+    """The figure's config by name; not to be changed, since it is kept."""
     figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
     assert isinstance(figure, Figure)
     return figure
@@ -222,12 +223,17 @@ def _has(cfg: DictConfig, key: str) -> bool:
 
 
 def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str], describe: Describe) -> None:
+    found: list[Description] = []
+
+    def remember(data: dict[str, Any]) -> Description:
+        found.append(describe(data))
+        return found[-1]
+
     try:
-        run = make_run(cfg, describe)
+        run = make_run(cfg, remember)
     except Undefined as error:
         grid.undefined.append((" ".join(overrides), str(error)))
         return
     if run.key not in known:
         known.add(run.key)
-        images = describe(OmegaConf.to_container(cfg.data, resolve=True))  # type: ignore[arg-type]
-        grid.points.append(Point(run, overrides, images))
+        grid.points.append(Point(run, overrides, found[-1]))

@@ -12,8 +12,9 @@ from statistics import fmean
 from typing import Any
 
 from smallbatch.config import ConfigError, Run, setting
-from smallbatch.data import Description
+from smallbatch.data import Description, describe
 from smallbatch.data.folders import preparation
+from smallbatch.data.sources import PUBLISHED
 from smallbatch.grid import Compose, Describe, Point, Rates, expand
 from smallbatch.store import Record
 
@@ -30,15 +31,31 @@ class Ended:
             self.by_setting[setting(record.run)].append(record)
         seen = Counter((record.run.data["name"], record.run.data["fingerprint"]) for record in records.values())
         self.fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
+        self.full = {
+            name: {split: self._full(name, split) for split in ("train", "test")} for name in self.fingerprints
+        }
+
+    def _full(self, name: str, split: str) -> int:
+        """How many images a data set has, where a run used them all; else more than any."""
+        for record in self.records.values():
+            data = record.run.data
+            if data["fingerprint"] == self.fingerprints[name] and data[f"{split}_size"] is None:
+                return int(record.result.get(f"{split}_images", sys.maxsize))
+        return sys.maxsize
 
     def describe(self, data: dict[str, Any]) -> Description:
         """What the data of a config are, as the runs know it: no image is read, and none downloaded.
 
-        If runs of one name saw different images, those seen by the most runs are meant.
+        If runs of one name saw different images, those seen by the most runs are meant; but your own files, whose
+        names say little, are looked at. Raises ConfigError if they are not there.
         """
-        sizes = (data["train_size"] or sys.maxsize, data["test_size"] or sys.maxsize)
-        fingerprint = self.fingerprints.get(data["name"], "")
-        return Description(data["name"], Path(), fingerprint, 0, *sizes, (sys.maxsize, sys.maxsize), preparation(data))
+        if "path" in data and data["name"] not in PUBLISHED:
+            return describe(data)
+        full = self.full.get(data["name"], {"train": sys.maxsize, "test": sys.maxsize})
+        sizes = (data["train_size"] or full["train"], data["test_size"] or full["test"])
+        fingerprint = self.fingerprints.get(data["name"], data["name"])
+        whole = (full["train"], full["test"])
+        return Description(data["name"], Path(), fingerprint, 0, *sizes, whole, preparation(data))
 
     def alike(self, run: Run) -> list[Record]:
         """The runs of a run's setting, whatever their batch sizes, η̃ and seed."""

@@ -286,6 +286,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             path = stem.with_name(f"{stem.name}.{suffix}")
             with replacing(path) as temporary:
                 figure.savefig(temporary, format=suffix, **options)
+            figure.set_layout_engine("none")  # laid out by the first, for both
             paths.append(path)
     return paths
 

@@ -116,7 +116,7 @@ def store(data: Path, rounds: int) -> None:
     """Wall seconds and peak memory of the commands that read a store of 5,000 runs, which are made up."""
     with tempfile.TemporaryDirectory() as temporary:
         many, same = Path(temporary) / "many" / "runs", Path(temporary) / "same" / "runs"
-        sweep = ["figure=fig01", "data=digits", f"data.root={temporary}", f"seed={','.join(map(str, range(35)))}"]
+        sweep = ["figure=fig01", "data=digits", f"data.root={temporary}", f"seed={','.join(map(str, range(39)))}"]
         counts = [_make_up(many, ["figure=all", "seed=0,1,2"], known=False), _make_up(same, sweep, known=True)]
         commands = {
             "draw, judge and report": (counts[0], ["figures.py", f"--store={many}", f"--out={temporary}/figures"]),

@@ -46,7 +46,6 @@ def _warm(root):
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
         patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
-        wandb.teardown()  # it keeps the settings that it read first
         FORK.set_forkserver_preload([__name__])
         process = FORK.Process(target=int)
         process.start()
@@ -84,7 +83,9 @@ def _append(path, line):
 
 
 def start(run, cfg, sabotage=None, **environment):
-    process = FORK.Process(target=_child, args=(run, cfg, environment, sabotage))
+    # Said again: the server that forks has the surroundings of the first test that started it.
+    around = {name: os.environ[name] for name in ("HOME", "WANDB_BASE_URL")}
+    process = FORK.Process(target=_child, args=(run, cfg, around | environment, sabotage))
     process.start()
     return process
 

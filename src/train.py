@@ -8,8 +8,10 @@ from omegaconf import DictConfig
 
 from smallbatch import store
 from smallbatch.config import ConfigError, make_run, register
+from smallbatch.interrupt import keep_interrupts
 
 register()
+keep_interrupts()
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")

@@ -36,6 +36,19 @@ except KeyboardInterrupt:
     print("interrupted")
 """
 
+OTHER = """
+import sys
+sys.path.insert(0, "src")
+from smallbatch.interrupt import keep_interrupts
+
+class Thing:
+    def __del__(self):
+        1 / 0
+
+keep_interrupts()
+Thing()
+"""
+
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]

@@ -18,7 +18,6 @@ from pathlib import Path
 from textwrap import shorten
 
 import pandas as pd
-from hydra.errors import HydraException
 
 from smallbatch import notebook, store
 from smallbatch.compose import compose
@@ -56,7 +55,7 @@ def main() -> None:
             drawn = _draw_figures(words, Ended(records), arguments)
         if cfg.logger is LoggerKind.wandb:
             _log(drawn, table(records.values()), Place.of(cfg))
-    except (ConfigError, HydraException) as error:
+    except ConfigError as error:
         sys.exit(f"error: {error}")
 
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-
 from smallbatch import store
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError
@@ -48,7 +46,7 @@ def main() -> None:
     prices = Prices(arguments.store.parent / "calibration.json", lambda line: print(line, file=sys.stderr))
     try:
         plan(arguments.words, Ended(store.ended(arguments.store)), prices)
-    except (ConfigError, HydraException) as error:
+    except ConfigError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; what was measured is kept")

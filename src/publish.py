@@ -11,7 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from hydra.errors import HydraException
 from tqdm import tqdm
 
 from smallbatch import store, tracking
@@ -33,7 +32,7 @@ def main() -> None:
         cfg = compose([*settings, "wandb.mode=online", f"store={arguments.store}"])
         place = tracking.settled(tracking.Place.of(cfg), print)
         records = _chosen(arguments.store, where)
-    except (ConfigError, HydraException) as error:
+    except ConfigError as error:
         sys.exit(f"error: {error}")
     given = {word.removeprefix("wandb.").partition("=")[0] for word in settings}
     failed = _publish(records, place, given)

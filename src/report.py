@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-
 from smallbatch import store
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError
@@ -55,7 +53,7 @@ def main() -> None:
         if known:
             print(_created(place, parts, claims))
             return
-    except (ConfigError, HydraException) as error:
+    except ConfigError as error:
         sys.exit(f"error: {error}")
     print(f"no login for {server}; a report in project {place.project} would have these sections:")
     print("\n".join([*claims, *map(str, parts)]))

@@ -1,5 +1,6 @@
 """Train one run, or a grid of runs with -m. See README.md, or `python src/train.py --help`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from smallbatch import store
+from smallbatch.compose import plain_errors
 from smallbatch.config import ConfigError, make_run, register
 from smallbatch.interrupt import keep_interrupts
 
@@ -43,4 +45,9 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong with the command line instead of printing it at length
+    try:
+        with plain_errors():
+            main()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

@@ -21,12 +21,14 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
+        from smallbatch.compose import plain_errors
         from smallbatch.sweep import sweep
 
         name = self.cfg.hydra.job.config_name
 
         def compose(overrides: list[str]) -> DictConfig:
-            cfg = self.context.config_loader.load_configuration(name, overrides, RunMode.RUN)
+            with plain_errors():
+                cfg = self.context.config_loader.load_configuration(name, overrides, RunMode.RUN)
             with open_dict(cfg):
                 del cfg["hydra"]
             return cfg

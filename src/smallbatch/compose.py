@@ -1,22 +1,28 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 
-from smallbatch.config import register
+from smallbatch.config import ConfigError, register
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def compose(overrides: list[str]) -> DictConfig:
-    """The config of one command line, as `python src/train.py` would have it. Raises Hydra's errors."""
-    return deepcopy(_composed(tuple(overrides)))
+    """The config of one command line, as `python src/train.py` would have it. Raises ConfigError."""
+    with plain_errors():
+        return deepcopy(_composed(tuple(overrides)))
 
 
 @lru_cache(maxsize=512)
@@ -26,3 +32,39 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         register()
         initialize_config_dir(str(CONF), version_base="1.3")
     return hydra_compose("train", list(overrides))
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What Hydra has to say of a command line, in up to 35 lines, as a ConfigError of one."""
+    try:
+        yield
+    except HydraException as error:
+        raise ConfigError(_in_one_line(error)) from None
+
+
+def _in_one_line(error: HydraException) -> str:
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        options = [option for option in error.options if not option.startswith("_")]
+        return f"{group}={choice}: there is no such {group}; {did_you_mean(choice, options)}choose {', '.join(options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; write key=value, with quotes around anything but words and numbers"
+    lines = [str(e).partition("\n")[0] for e in (error, error.__cause__) if e and str(e)]
+    unknown = re.fullmatch(r"Could not override '(.+)'\.?", lines[0])
+    if unknown:
+        return no_setting(unknown[1], compose([]))
+    return ": ".join(lines).removeprefix("Error merging override ")
+
+
+def no_setting(key: str, cfg: DictConfig) -> str:
+    """That a config has no such key, and which is meant."""
+    top = [str(name) for name in cfg]
+    names = top + [f"{name}.{k}" for name in top if OmegaConf.is_dict(cfg[name]) for k in cfg[name]]
+    return f"there is no setting {key}; {did_you_mean(key, names)}`python src/train.py --help` lists the settings"
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """`did you mean X? `, if one of the names is near the word, or nothing."""
+    close = get_close_matches(word, list(names), 1)
+    return f"did you mean {close[0]}? " if close else ""

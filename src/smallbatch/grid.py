@@ -5,7 +5,6 @@ products: settings come from the figure's `common`, the scale's `settings`, each
 figure's `scales[scale]` and the command line, the later ones replacing the earlier.
 """
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.compose import CONF
+from smallbatch.compose import CONF, no_setting, plain_errors
 from smallbatch.config import VARIED, ConfigError, Figure, Run, TrainsNothing, Undefined, make_run
 from smallbatch.data import Description, describe
 
@@ -59,8 +58,7 @@ def expand(arguments: list[str], compose: Compose, describe: Describe = describe
     """Expand a command line into its grid.
 
     `compose` turns overrides without commas into the config; `rates` finds what `base_lr: best` of a figure
-    stands for. Raises ConfigError or Hydra's own errors for what is wrong with every point, and ConfigError
-    if no point is valid.
+    stands for. Raises ConfigError for what is wrong with every point, or if no point is valid.
     """
     given, plain = _parse(arguments)
     figures = [figure_config(name, compose) for name in figure_names(given.pop("figure", []))]
@@ -131,7 +129,9 @@ def _parse(arguments: list[str]) -> tuple[Axes, list[str]]:
     """Axes by key, and the overrides that are no axis (`+new=…`, `~gone`) as they are."""
     axes: Axes = {}
     plain = []
-    for override in OverridesParser.create().parse_overrides(arguments):
+    with plain_errors():
+        overrides = OverridesParser.create().parse_overrides(arguments)
+    for override in overrides:
         if override.is_add() or override.is_delete() or override.is_force_add():
             plain.append(override.input_line or "")
         else:
@@ -203,11 +203,7 @@ def _set(cfg: DictConfig, leaf: str) -> None:
     override = _parse_leaf(leaf)
     key = override.get_key_element()
     if not _has(cfg, key):
-        top = [str(name) for name in cfg]
-        names = top + [f"{name}.{k}" for name in top if OmegaConf.is_dict(cfg[name]) for k in cfg[name]]
-        close = difflib.get_close_matches(key, names, 1)
-        hint = f"did you mean {close[0]}?" if close else "`python src/train.py --help` lists the settings"
-        raise ConfigError(f"{leaf}: there is no setting {key}; {hint}")
+        raise ConfigError(f"{leaf}: {no_setting(key, cfg)}")
     try:
         OmegaConf.update(cfg, key, override.value(), merge=True)
     except OmegaConfBaseException as error:

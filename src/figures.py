@@ -134,6 +134,10 @@ def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace)
         raise ConfigError(f"no run of {' '.join(words)} is there; train: python src/train.py -m {' '.join(words)}")
     if asked.by_name:
         return Drawn(paths)
+    others = set(ended.records).difference(*(picture.runs.frame.get("key", ()) for picture in pictures.values()))
+    if others and not words:
+        text = "1 run belongs" if len(others) == 1 else f"{len(others)} runs belong"
+        print(f"{text} to no figure; choose such by the columns of `python src/runs.py list`, as in model=… data=…")
     page = _conclude(list(pictures.values()), verdicts, ended, arguments)
     return Drawn(paths, verdicts, page)
 
@@ -174,7 +178,7 @@ def _conclude(
 
 def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Drawn:
     """The runs whose columns match. Raises ConfigError if they differ in more than a sweep varies."""
-    frame = select(table(records.values()), parse_choice(words))
+    frame = select(table(records.values()), parse_choice(words), ("figure", "scale", "source", "logger"))
     if frame.empty:
         raise ConfigError(f"no run matches {' '.join(words)}")
     if frame["setting"].nunique() > 1:

@@ -76,8 +76,12 @@ def test_rows_are_chosen_by_values_as_typed(folder):
     assert len(select(frame, {"base_lr": ["1/512"], "seed": ["0"]})) == 3
     assert len(select(frame, {"batch_size": ["2", "8"], "data.augment": ["false"]})) == 8
     assert select(frame, {"batch_size": ["4"]}).empty
-    with pytest.raises(ConfigError, match="no such column"):
+    with pytest.raises(ConfigError, match=r"no such column; did you mean batch_size\?$"):
         select(frame, {"batchsize": ["4"]})
+    with pytest.raises(ConfigError, match=r"did you mean source\?"):
+        select(frame, {"sorce": ["wandb"]}, ("source",))
+    with pytest.raises(ConfigError, match=r"they have base_lr, batch_size, .*weight_decay$"):
+        select(frame, {"xyzzy": ["4"]})
 
 
 def test_settings_that_differ_are_named(folder, points, tmp_path):
@@ -125,6 +129,13 @@ def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder,
     assert pictures[".png"].startswith(b"\x89PNG")
     command(figures_command, *words)
     assert {path.suffix: path.read_bytes() for path in (tmp_path / "out").iterdir()} == pictures
+
+
+def test_a_plain_command_tells_of_runs_that_no_figure_has(folder, tmp_path, command):
+    words = ["--store", folder, "--out", tmp_path / "out"]
+    assert "no figure" not in command(figures_command, *words)[1]
+    write(folder, expand(["batch_size=2", "base_lr=2**-9", "data.train_size=100"], compose).points[0], 0.4)
+    assert "1 run belongs to no figure" in command(figures_command, *words)[1]
 
 
 def test_drawing_needs_no_data_and_makes_none(folder, tmp_path, command):

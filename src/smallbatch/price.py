@@ -53,12 +53,19 @@ class Prices:
         """The rate of a run's kind, measured now if it never was here."""
         kind = _kind(run, shape)
         if kind not in self.known:
-            self.say(f"measuring {run.model['name']} at m = {run.batch_size} …")
+            self.say(f"measuring {_label(run, shape)} …")
             self.known[kind] = measure(run, shape, classes)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             rates = {name: vars(rate) for name, rate in sorted(self.known.items())}
             write_text(self.file, json.dumps(rates, indent=1, ensure_ascii=False) + "\n")
         return self.known[kind]
+
+
+def _label(run: Run, shape: Shape) -> str:
+    """What is measured, as `resnet32, batch norm of 4, 32×32, m = 8`."""
+    groups = f" of {run.bn_batch_size}" if run.bn_batch_size else ""
+    norm = [] if run.norm["kind"] == "none" else [f"{run.norm['kind']} norm{groups}"]
+    return ", ".join([run.model["name"], *norm, f"{shape[0]}×{shape[1]}", f"m = {run.batch_size}"])
 
 
 def _measurable(run: Run, shape: Shape) -> Run:

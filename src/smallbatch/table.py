@@ -1,12 +1,13 @@
 """Run records as one pandas table, and the choice of rows from it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from smallbatch.compose import did_you_mean
 from smallbatch.config import VARIED, ConfigError, format_power, parse_power, setting
 from smallbatch.store import Record
 
@@ -53,11 +54,16 @@ def parse_choice(words: list[str]) -> dict[str, list[str]]:
     return wanted
 
 
-def select(frame: pd.DataFrame, wanted: dict[str, list[str]]) -> pd.DataFrame:
-    """The rows that match every `column: values`, values as typed. Raises ConfigError for an unknown column."""
+def select(frame: pd.DataFrame, wanted: dict[str, list[str]], others: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows that match every `column: values`, values as typed; `others` are words that may be meant instead.
+
+    Raises ConfigError for an unknown column.
+    """
     for name, values in wanted.items():
         if name not in frame.columns:
-            raise ConfigError(f"{name}: runs have no such column; they have {', '.join(sorted(frame.columns))}")
+            hint = did_you_mean(name, [*others, *frame.columns])
+            columns = ", ".join(sorted(frame.columns))
+            raise ConfigError(f"{name}: runs have no such column; {hint or f'they have {columns}'}".rstrip())
         if name == "base_lr":
             keep = frame[name].isin([parse_power(v) for v in values])
         else:

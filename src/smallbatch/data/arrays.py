@@ -110,7 +110,8 @@ def describe(data: dict[str, Any]) -> Description:
         size = whole if given is None else given
         if not meta["classes"] <= size <= whole:
             raise ConfigError(
-                f"data.{split}_size={size}: must lie between {meta['classes']} (the classes) and {whole} (the images)"
+                f"data.{split}_size={size}: must lie between {meta['classes']} (the classes) and {whole} (the images); "
+                f"data.{split}_size=null takes all"
             )
         sizes.append(size)
     name = data.get("name") or data["_target_"].rpartition(".")[2]

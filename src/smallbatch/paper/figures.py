@@ -296,7 +296,7 @@ def describe(frame: pd.DataFrame) -> str:
     first = frame.iloc[0]
     parts = [
         f"{first['model']}, {first['data']}: {first['train_images']:,} training, {first['test_images']:,} test images",
-        f"{first['epochs']} epochs",
+        f"{first['epochs']} epoch{'s' if first['epochs'] > 1 else ''}",
     ]
     if first["norm"] != "none":
         parts.append(f"{first['norm']} norm")

@@ -18,9 +18,11 @@ FLOAT64 = {"rtol": 1e-11, "atol": 1e-13}
 CHOICE = {"kind": "batch", "layers": "all", "eps": 1e-5, "memory": 1280, "groups": 8, "bn_batch_size": 4}
 
 
-def layer(features: int, bn_batch_size: int, memory: int = 1280) -> GhostBatchNorm:
+def layer(features: int, bn_batch_size: int, memory: int = 1280, as_on_gpu: bool = False) -> GhostBatchNorm:
     """In float64, with γ and β that are not 1 and 0."""
     norm = GhostBatchNorm(features, bn_batch_size, memory=memory).double()
+    if as_on_gpu:
+        norm._one_by_one = norm._at_once
     torch.manual_seed(1)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
@@ -55,9 +57,9 @@ def loop_over_groups(norm: GhostBatchNorm, x: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-@given(st.integers(2, 6), st.integers(1, 5), st.sampled_from(SHAPES), st.booleans(), st.integers(0, 99))
-def test_outputs_and_gradients_equal_a_loop_over_groups(b, groups, shape, channels_last, seed):
-    norm = layer(shape[0], b)
+@given(st.integers(2, 6), st.integers(1, 5), st.sampled_from(SHAPES), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_outputs_and_gradients_equal_a_loop_over_groups(b, groups, shape, channels_last, as_on_gpu, seed):
+    norm = layer(shape[0], b, as_on_gpu=as_on_gpu)
     x = batch(b * groups, shape, seed, channels_last and len(shape) == 3)
     for ours, expected in zip(
         gradients(norm, norm, x), gradients(norm, lambda x: loop_over_groups(norm, x), x), strict=True
@@ -67,10 +69,11 @@ def test_outputs_and_gradients_equal_a_loop_over_groups(b, groups, shape, channe
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("b", [2, 4, 8, 16])
-def test_running_statistics_are_the_corrected_moving_average_written_in_floats(shape, b):
+@pytest.mark.parametrize("as_on_gpu", [False, True])
+def test_running_statistics_are_the_corrected_moving_average_written_in_floats(shape, b, as_on_gpu):
     """Per group r ← (1 − α) r + α s; divided by 1 − exp(−seen / memory) when used."""
     memory, m, steps, channel = 40, 16, 3, shape[0] - 1
-    norm = layer(shape[0], b, memory)
+    norm = layer(shape[0], b, memory, as_on_gpu)
     alpha, seen = 1 - math.exp(-b / memory), 0
     mean = var = 0.0
     for step in range(steps):

@@ -76,17 +76,24 @@ class GhostBatchNorm(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, True, self.alpha, self.eps
             )
-        return self._ghost(x, m // b)
-
-    def _ghost(self, x: Tensor, groups: int) -> Tensor:
-        """All groups in one call: group g's channel c becomes channel g·C + c of a batch of b."""
-        b, features = self.bn_batch_size, len(self.weight)
-        shape = (b, groups * features, *x.shape[2:])
-        wide = x.unflatten(0, (groups, b)).transpose(0, 1).reshape(shape)
         # Momentum 1 leaves each group's own mean and unbiased variance in these.
-        mean, var = self.running_mean.new_zeros(2, groups * features)
-        y = F.batch_norm(wide, mean, var, self.weight.repeat(groups), self.bias.repeat(groups), True, 1.0, self.eps)
-        self._remember(mean.view(groups, features), var.view(groups, features))
+        mean, var = self.running_mean.new_zeros(2, m // b, len(self.weight))
+        # A CPU's calls are cheap and its copies dear: one by one takes a third of the time there.
+        y = self._one_by_one(x, mean, var) if x.device.type == "cpu" else self._at_once(x, mean, var)
+        self._remember(mean, var)
+        return y
+
+    def _one_by_one(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """A call a group; its statistics are left in mean and var, (groups, C)."""
+        parts = zip(x.split(self.bn_batch_size), mean, var, strict=True)
+        return torch.cat([F.batch_norm(p, s, v, self.weight, self.bias, True, 1.0, self.eps) for p, s, v in parts])
+
+    def _at_once(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """The same in one call: group g's channel c becomes channel g·C + c of a batch of b."""
+        (groups, features), b = mean.shape, self.bn_batch_size
+        wide = x.unflatten(0, (groups, b)).transpose(0, 1).reshape(b, groups * features, *x.shape[2:])
+        scale, shift = self.weight.repeat(groups), self.bias.repeat(groups)
+        y = F.batch_norm(wide, mean.view(-1), var.view(-1), scale, shift, True, 1.0, self.eps)
         return y.view(b, groups, features, *x.shape[2:]).transpose(0, 1).reshape(x.shape)
 
     @torch.no_grad()

@@ -8,10 +8,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallbatch.compose import compose
+from smallbatch.compose import compose, plain_errors
 from smallbatch.config import ConfigError, Run, format_power, make_run, parse_power
 
 BASE = Run(
@@ -339,4 +340,13 @@ def test_a_misspelt_choice_is_refused_listing_the_right_ones(override):
     message = f"^{override}: there is no such {group}; (did you mean .*)?choose .*,"
     with pytest.raises(ConfigError, match=message) as caught:
         compose([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_yaml_is_refused_in_one_line_that_says_where(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: [mine\ntitle: x\n")
+    message = r"mine\.yaml, line 2: no YAML: expected"
+    with pytest.raises(ConfigError, match=message) as caught, plain_errors(), path.open() as file:
+        yaml.safe_load(file)
     assert "\n" not in str(caught.value)

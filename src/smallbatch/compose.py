@@ -13,6 +13,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from yaml import MarkedYAMLError
 
 from smallbatch.config import ConfigError, register
 
@@ -36,11 +37,15 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """What Hydra has to say of a command line, in up to 35 lines, as a ConfigError of one."""
+    """What Hydra has to say of a command line or a YAML file, in up to 35 lines, as a ConfigError of one."""
     try:
         yield
     except HydraException as error:
         raise ConfigError(_in_one_line(error)) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{where}no YAML: {error.problem}") from None
 
 
 def _in_one_line(error: HydraException) -> str:
@@ -50,7 +55,7 @@ def _in_one_line(error: HydraException) -> str:
         return f"{group}={choice}: there is no such {group}; {did_you_mean(choice, options)}choose {', '.join(options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; write key=value, with quotes around anything but words and numbers"
-    lines = [str(e).partition("\n")[0] for e in (error, error.__cause__) if e and str(e)]
+    lines = [str(e).replace(":\n", ": ", 1).partition("\n")[0] for e in (error, error.__cause__) if e and str(e)]
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", lines[0])
     if unknown:
         return no_setting(unknown[1], compose([]))

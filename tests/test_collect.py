@@ -50,6 +50,24 @@ def test_every_seed_of_a_figure_s_points_is_found_and_only_what_has_none_is_miss
     assert strict.missing == some[4:]
 
 
+def test_runs_of_one_name_that_saw_other_images_are_not_taken_for_a_figure_s(tmp_path):
+    words = ["data=digits", "model=resnet8", f"data.root={tmp_path}"]
+    own, larger = (
+        [p.run for p in expand(["figure=fig01", "scale=smoke", *words, *more], compose).points]
+        for more in ([], ["data.enlarge=2"])
+    )
+    assert not {run.key for run in own} & {run.key for run in larger}
+    store = ended(*map(record, own[:2]), *map(record, larger))  # most runs of this name saw the larger ones
+    found = collect("fig01", "smoke", words, compose, store)
+    assert set(found.frame["key"]) == {run.key for run in own[:2]}
+    assert found.missing == own[2:]
+    # Under another name the same images are found where they are here.
+    assert not collect("fig02", "smoke", [f"data.root={tmp_path}"], compose, ended(record(larger[0]))).frame.size
+    named = [p.run for p in expand(["figure=fig02", "scale=smoke", f"data.root={tmp_path}"], compose).points]
+    renamed = [replace(run, data={**run.data, "name": "digits"}) for run in named]
+    assert collect("fig02", "smoke", [f"data.root={tmp_path}"], compose, ended(*map(record, renamed))).missing == []
+
+
 def test_a_figure_of_two_seeds_lacks_the_second_until_any_second_one_is_there():
     both = runs_of("fig12")
     first = [run for run in both if run.seed == 0]

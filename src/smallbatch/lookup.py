@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from smallbatch.config import ConfigError, Run, setting
-from smallbatch.data import Description, describe
+from smallbatch.data import Description, describe, published
 from smallbatch.data.folders import preparation
 from smallbatch.data.sources import PUBLISHED
 from smallbatch.grid import Compose, Describe, Point, Rates, expand
@@ -31,6 +31,7 @@ class Ended:
             self.by_setting[setting(record.run)].append(record)
         seen = Counter((record.run.data["name"], record.run.data["fingerprint"]) for record in records.values())
         self.fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
+        self.kinds = Counter(name for name, _ in seen)
         self.full = {
             name: {split: self._full(name, split) for split in ("train", "test")} for name in self.fingerprints
         }
@@ -46,16 +47,23 @@ class Ended:
     def describe(self, data: dict[str, Any]) -> Description:
         """What the data of a config are, as the runs know it: no image is read, and none downloaded.
 
-        If runs of one name saw different images, those seen by the most runs are meant; but your own files, whose
-        names say little, are looked at. Raises ConfigError if they are not there.
+        Where a name does not tell (your own files; runs of one name that saw different images, or of none) and the
+        images are here, they are looked at; else those seen by the most runs are meant. Raises ConfigError.
         """
-        if "path" in data and data["name"] not in PUBLISHED:
+        if ("path" in data and data["name"] not in PUBLISHED) or self._unsure(data):
             return describe(data)
         full = self.full.get(data["name"], {"train": sys.maxsize, "test": sys.maxsize})
         sizes = (data["train_size"] or full["train"], data["test_size"] or full["test"])
         fingerprint = self.fingerprints.get(data["name"], data["name"])
         whole = (full["train"], full["test"])
         return Description(data["name"], Path(), fingerprint, 0, *sizes, whole, preparation(data))
+
+    def _unsure(self, data: dict[str, Any]) -> bool:
+        """Whether the runs leave open which images a name means, and looking would download none."""
+        seen = self.kinds[data["name"]]
+        if seen > 1:
+            return published(data, "") is None
+        return not seen and (Path(data["root"]) / f"{data['name']}.npz").exists()
 
     def alike(self, run: Run) -> list[Record]:
         """The runs of a run's setting, whatever their batch sizes, η̃ and seed."""

@@ -296,6 +296,13 @@ def test_a_diverging_run_is_a_result_scored_at_chance(config, tmp_path):
     assert now(run, cfg)[0].skipped
 
 
+def test_a_run_that_diverges_at_its_very_end_scores_chance_too(config, tmp_path):
+    run, cfg = config(tmp_path, "epochs=8", "base_lr=1/4096", "schedule.drops=[0.9]", "schedule.drop_factor=1e30")
+    record = now(run, cfg)[0].record
+    assert [row["test_accuracy"] > 0.1 for row in record.rows[-2:]] == [True, False]
+    assert (record.result["status"], record.result["score"]) == ("diverged", 0.1)
+
+
 class Fragile(AlexNet):
     """Raises at its third call of a training step."""
 

@@ -179,7 +179,7 @@ def _result(run: Run, images: Images, rows: list[store.Row], status: str, cfg: D
     chance = 1 / images.classes
     return {
         "status": status,
-        "score": score([row["test_accuracy"] for row in rows], run.epochs, chance),
+        "score": chance if status == "diverged" else score([row["test_accuracy"] for row in rows], run.epochs, chance),
         "chance": chance,
         "train_images": len(images.train),
         "test_images": len(images.test),

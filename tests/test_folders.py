@@ -136,6 +136,15 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
         assert np.array_equal(np.asarray(got), np.asarray(image.convert("RGB")))
 
 
+def test_sixteen_bits_keep_their_range_and_thirty_two_have_none(tmp_path):
+    levels = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "deep.png"))[..., 0], levels >> 8)
+    Image.fromarray(levels.astype(np.float32) / 65536).save(tmp_path / "deep.tif")
+    with pytest.raises(BrokenImage, match=r"deep\.tif: .*32 bits, mode F"):
+        open_rgb(tmp_path / "deep.tif")
+
+
 @pytest.mark.parametrize("size", [(24, 18), (18, 24), (9, 9), (40, 9), (7, 31)])
 def test_the_centre_crop_is_torchvision_s(size):
     image = picture(0, *size)

@@ -129,10 +129,10 @@ def published(data: dict[str, Any], fingerprint: str) -> Description | None:
     if known is None or any(place.exists() for place in here):
         return None
     shape, classes, train, test = known
+    preparation = folders.preparation(data)
+    shape = (preparation.side, preparation.side, 3) if preparation else shape
     sizes = (data["train_size"] or train, data["test_size"] or test)
-    return Description(
-        data["name"], Path(), fingerprint, classes, *sizes, (train, test), folders.preparation(data), shape
-    )
+    return Description(data["name"], Path(), fingerprint, classes, *sizes, (train, test), preparation, shape)
 
 
 def load(description: Description, workers: int = 0) -> Images:

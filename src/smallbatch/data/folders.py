@@ -203,10 +203,14 @@ def _pixels(part: Any) -> np.ndarray:
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """An image file of any mode (greyscale, palette, CMYK, …) as RGB. Raises BrokenImage."""
+    """An image file of any mode (greyscale, 16 bits, palette, CMYK, …) as RGB. Raises BrokenImage."""
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # on metadata, of which ImageNet has odd ones
+            if image.mode in ("I", "F"):
+                raise ValueError(f"pixels of 32 bits, mode {image.mode}, without a known range")
+            if image.mode.startswith("I;16"):  # which convert() would cut off at 255
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except Exception as error:  # Pillow raises a dozen kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -20,7 +20,7 @@ from textwrap import shorten
 import pandas as pd
 
 from smallbatch import notebook, store
-from smallbatch.compose import compose
+from smallbatch.compose import compose, refuse_store
 from smallbatch.config import ConfigError, LoggerKind
 from smallbatch.files import write_text
 from smallbatch.lookup import Ended
@@ -45,6 +45,7 @@ def main() -> None:
     settings = [word for word in arguments.words if word.startswith(("logger=", "wandb."))]
     words = [word for word in arguments.words if word not in settings and not word.startswith("source=")]
     try:
+        refuse_store(words)
         cfg = compose([*settings, f"store={arguments.store}"])
         records = _records(arguments, Place.of(cfg))
         if not records and words != ["figure=sgd_paths"]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smallbatch import store
-from smallbatch.compose import compose
+from smallbatch.compose import compose, refuse_store
 from smallbatch.config import ConfigError
 from smallbatch.data import describe, published
 from smallbatch.grid import Point, Rates, expand, figure_config, figure_names
@@ -43,9 +43,11 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
     parser.add_argument("words", nargs="+", metavar="key=value")
     arguments = parser.parse_args()
+    given = [word for word in arguments.words if not word.startswith("hydra")]  # how to launch, of train.py
     prices = Prices(arguments.store.parent / "calibration.json", lambda line: print(line, file=sys.stderr))
     try:
-        plan(arguments.words, Ended(store.ended(arguments.store)), prices)
+        refuse_store(given)
+        plan(given, Ended(store.ended(arguments.store)), prices)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ python src/runs.py import runs.jsonl
 import argparse
 import gzip
 import sys
+import zlib
 from pathlib import Path
 
 from smallbatch import store
@@ -88,7 +89,7 @@ def _import(arguments: argparse.Namespace) -> None:
     try:
         text = (gzip.decompress(data) if arguments.file.suffix == ".gz" else data).decode()
         records = store.parse_export(text)
-    except (EOFError, UnicodeDecodeError, DamagedRun) as error:
+    except (EOFError, zlib.error, UnicodeDecodeError, DamagedRun) as error:
         raise ConfigError(f"{arguments.file}: {error}") from None
     added = sum(store.add(arguments.store, record) for record in records)
     print(f"{added} runs added to {arguments.store}, {len(records) - added} were there already")

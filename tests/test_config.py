@@ -343,6 +343,11 @@ def test_a_misspelt_choice_is_refused_listing_the_right_ones(override):
     assert "\n" not in str(caught.value)
 
 
+def test_several_values_without_m_are_told_of_it():
+    with pytest.raises(ConfigError, match=r"^batch_size=2,4: several values are a grid: add -m"):
+        compose(["batch_size=2,4"])
+
+
 def test_a_file_that_is_no_yaml_is_refused_in_one_line_that_says_where(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("name: [mine\ntitle: x\n")

@@ -4,7 +4,7 @@ from itertools import product
 from urllib.error import URLError
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError, Figure, make_run
@@ -256,6 +256,25 @@ def test_a_figure_is_a_union_of_products_and_later_settings_win(root):
     ]
     with pytest.raises(ConfigError, match="has no scale=paper; it has smoke, reduced"):
         expand([f"data.root={root}", "figure=drawn"], with_figure)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("title", "figure=drawn: .*title"), ("axes", r"figure=drawn: scales\.smoke must be axes")],
+)
+def test_a_figure_that_lacks_something_is_refused_in_one_line(missing, message):
+    figure = OmegaConf.structured(Figure(name="drawn", title="t", scales={"smoke": 3 if missing == "axes" else {}}))
+    if missing == "title":
+        figure.title = "???"
+
+    def with_figure(overrides: list[str]) -> DictConfig:
+        cfg = compose([])
+        cfg.figure = figure
+        return cfg
+
+    with pytest.raises(ConfigError, match=message) as caught:
+        expand(["figure=drawn", "scale=smoke"], with_figure)
+    assert "\n" not in str(caught.value)
 
 
 def test_all_is_every_figure_and_dependent_ones_are_trained_last():

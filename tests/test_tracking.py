@@ -489,6 +489,7 @@ def test_twelve_runs_in_two_processes_are_twelve_w_and_b_runs_with_their_states(
     [
         (["figure=fig01", "scale=smoke", "store=x"], "fig01-smoke"),
         (["batch_size=8,16", "base_lr=1/512", "logger=wandb", "wandb.tags=[a]"], "batch_size=8,16 base_lr=1/512"),
+        (["data=folder", "data.path=/home/me/patients", "data.root=/x", "seed=1,2"], "data=folder seed=1,2"),
         (["batch_size=8,16", 'wandb.group="it\'s mine"'], "it's mine"),
     ],
 )

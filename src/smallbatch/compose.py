@@ -13,7 +13,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from yaml import MarkedYAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from smallbatch.config import ConfigError, register
 
@@ -46,6 +46,8 @@ def plain_errors() -> Iterator[None]:
         mark = error.problem_mark or error.context_mark
         where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{where}no YAML: {error.problem}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"a file in conf/ is no YAML: {' '.join(str(error).split())}") from None
 
 
 def _in_one_line(error: HydraException) -> str:
@@ -55,11 +57,21 @@ def _in_one_line(error: HydraException) -> str:
         return f"{group}={choice}: there is no such {group}; {did_you_mean(choice, options)}choose {', '.join(options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; write key=value, with quotes around anything but words and numbers"
+    ambiguous = re.match(r"Ambiguous value for argument '(.+)'\n", str(error))
+    if ambiguous:
+        return f"{ambiguous[1]}: several values are a grid: add -m (or write one value)"
     lines = [str(e).replace(":\n", ": ", 1).partition("\n")[0] for e in (error, error.__cause__) if e and str(e)]
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", lines[0])
     if unknown:
         return no_setting(unknown[1], compose([]))
     return ": ".join(lines).removeprefix("Error merging override ")
+
+
+def refuse_store(words: list[str]) -> None:
+    """Of a command that is told with --store where the runs are. Raises ConfigError for `store=…`."""
+    for word in words:
+        if word.startswith("store="):
+            raise ConfigError(f"{word}: this command wants it as --store {word.removeprefix('store=')}")
 
 
 def no_setting(key: str, cfg: DictConfig) -> str:

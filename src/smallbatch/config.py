@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 # Raised by one whenever a change alters what a run computes, or a default below changes.
 PROTOCOL = 1
@@ -353,8 +353,10 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
 
     try:
         plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}: must be given, as key=value") from None
+    except OmegaConfBaseException as error:  # such as an interpolation of what is not there
+        missing = isinstance(error, MissingMandatoryValue)
+        why = "must be given, as key=value" if missing else str(error).partition("\n")[0]
+        raise ConfigError(f"{error.full_key}: {why}") from None
     base_lr = parse_power(plain["base_lr"])
     m, epochs = plain["batch_size"], plain["epochs"]
     norm = plain["norm"]

@@ -89,9 +89,17 @@ def expand(arguments: list[str], compose: Compose, describe: Describe = describe
 
 @lru_cache(maxsize=256)
 def figure_config(name: str, compose: Compose) -> Figure:
-    """The figure's config by name; not to be changed, since it is kept."""
-    figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
+    """The figure's config by name; not to be changed, since it is kept. Raises ConfigError."""
+    try:
+        figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"figure={name}: {str(error).splitlines()[0]}") from None
     assert isinstance(figure, Figure)
+    for scale, given in figure.scales.items():
+        if not all(isinstance(product, dict) for product in (given if isinstance(given, list) else [given])):
+            raise ConfigError(
+                f"figure={name}: scales.{scale} must be axes, as {{batch_size: [2, 8]}}, or a list of them"
+            )
     return figure
 
 

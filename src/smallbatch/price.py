@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smallbatch.config import Run
+from smallbatch.config import ConfigError, Run
 from smallbatch.files import write_text
 from smallbatch.store import Record
 
@@ -114,7 +114,9 @@ def measure(run: Run, shape: Shape, classes: int) -> Rate:
     split = Split(pixels, random.randint(0, classes, count), np.arange(count))
     images = Images(split, split, classes, np.full(shape[2], 127.0), np.full(shape[2], 64.0))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = build(run, shape[2], classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    kind = torch.float64 if run.precision == "64-true" else torch.float32
+    mixed = run.precision == "bf16-mixed"
+    network = build(run, shape[2], classes).to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(run, network.parameters())
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # nothing diverges, so every update does its whole work
@@ -122,9 +124,10 @@ def measure(run: Run, shape: Shape, classes: int) -> Rate:
     def train() -> Iterable[int]:
         network.train()
         for x, y in TrainBlocks(images, run.batch_size, True, 0, 0):
-            x, y = x.to(device), y.to(device)
+            x, y = x.to(device, kind), y.to(device)
             for some, labels in zip(x.split(run.batch_size), y.split(run.batch_size), strict=True):
-                loss = F.cross_entropy(network(some), labels)
+                with torch.autocast(device, torch.bfloat16, enabled=mixed):
+                    loss = F.cross_entropy(network(some), labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -132,13 +135,16 @@ def measure(run: Run, shape: Shape, classes: int) -> Rate:
 
     def test() -> Iterable[int]:
         network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=mixed):
             for x, _ in TestBlocks(images):
-                network(x.to(device))
+                network(x.to(device, kind))
                 yield len(x)
 
     try:
         return Rate(_seconds_each(train, PATIENCE), _seconds_each(test, PATIENCE / 3))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{_label(run, shape)}: the network cannot take these images: {reason}") from None
     finally:
         torch.set_num_threads(threads)
 

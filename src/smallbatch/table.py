@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_float_dtype
 
 from smallbatch.compose import did_you_mean
 from smallbatch.config import VARIED, ConfigError, format_power, parse_power, setting
@@ -64,7 +65,7 @@ def select(frame: pd.DataFrame, wanted: dict[str, list[str]], others: Sequence[s
             hint = did_you_mean(name, [*others, *frame.columns])
             columns = ", ".join(sorted(frame.columns))
             raise ConfigError(f"{name}: runs have no such column; {hint or f'they have {columns}'}".rstrip())
-        if name == "base_lr":
+        if is_float_dtype(frame[name]) and "null" not in values:
             keep = frame[name].isin([parse_power(v) for v in values])
         else:
             keep = frame[name].map(_text).isin(values)

@@ -33,7 +33,8 @@ from smallbatch.store import Record, Row
 NOTE = "wandb.json"
 WAIT = 30.0  # seconds that W&B gets to take a run, and that the end of a process waits for it
 GROUP_LENGTH = 128  # the longest that W&B takes
-_NOT_THE_GRID = ("logger=", "machine", "overwrite=", "progress=", "store=", "wandb.")  # on a command line
+# Of a command line: what is no axis, and what tells of this machine.
+_NOT_THE_GRID = ("data.path=", "data.root=", "logger=", "machine", "overwrite=", "progress=", "store=", "wandb.")
 INTERRUPTED = 255  # wandb's own exit code for Ctrl-C
 
 Say = Callable[[str], None]
@@ -211,7 +212,8 @@ def _config(run: Run) -> dict[str, Any]:
 def _summary(record: Record) -> dict[str, Any]:
     best = max(record.rows, key=lambda row: row["test_accuracy"], default=None)
     found = {"best_epoch": best["epoch"], "best_test_accuracy": best["test_accuracy"]} if best else {}
-    return record.result | found
+    machine = {k: v for k, v in record.result.get("machine", {}).items() if k != "host"}
+    return record.result | found | {"machine": machine}
 
 
 # --- while training

@@ -212,8 +212,13 @@ def _config(run: Run) -> dict[str, Any]:
 def _summary(record: Record) -> dict[str, Any]:
     best = max(record.rows, key=lambda row: row["test_accuracy"], default=None)
     found = {"best_epoch": best["epoch"], "best_test_accuracy": best["test_accuracy"]} if best else {}
-    machine = {k: v for k, v in record.result.get("machine", {}).items() if k != "host"}
-    return record.result | found | {"machine": machine}
+    return without_host(record.result) | found
+
+
+def without_host(result: dict[str, Any]) -> dict[str, Any]:
+    """A result as W&B gets it: without the name of the machine."""
+    machine = {k: v for k, v in result.get("machine", {}).items() if k != "host"}
+    return result | {"machine": machine}
 
 
 # --- while training

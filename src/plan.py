@@ -6,12 +6,14 @@
 
 The seconds of an update are measured on this machine, a few seconds for each network and batch size,
 and kept in outputs/calibration.json. Nothing is downloaded or trained. `at most`: nothing diverges;
-`expected`: with the divergences that the ended runs show.
+`expected`: with the divergences that the ended runs show. Runs that finished on this machine are held against
+their price.
 """
 
 import argparse
+import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ class Row:
     images: int = 0
     at_most: float = 0.0
     expected: float = 0.0
+    checked: int = 0  # of the finished: those that ended here, with a known price
+    took: float = 0.0
+    priced: float = 0.0
 
 
 def main() -> None:
@@ -60,7 +65,7 @@ def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
     for name, line in _lines(arguments):
         points, guessed = _points(line, ended)
         row = Row(name + ("*" if guessed else ""))
-        for point in points:
+        for point in sorted(points, key=lambda point: point.run.key in ended.records):  # to be measured before checked
             entry = _price(point, ended, prices)
             _add(row, entry)
             if point.run.key not in seen:
@@ -70,6 +75,11 @@ def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
     _print([*rows, total] if len(rows) > 1 else rows)
     count = processes()
     print(f"\nTime of one process; with hydra/launcher=local {count} at a time: divide by {count}.")
+    if total.checked:
+        print(
+            f"Check: finished runs that this machine trained: {total.checked}; they took {words(total.took)}, "
+            f"priced at {words(total.priced)} (× {total.priced / total.took:.2f})."
+        )
     if any(row.name.endswith("*") for row in rows):
         print("* takes the best η̃ of runs that are not there yet; any η̃ costs as much if nothing diverges.")
 
@@ -112,19 +122,22 @@ def _describe(ended: Ended) -> Any:
 
 def _price(point: Point, ended: Ended, prices: Prices) -> Row:
     run = point.run
+    images = (point.images.test_size, point.images.shape, point.images.classes)
     if run.key in ended.records:
-        return Row("", runs=1, finished=1)
+        row, result = Row("", runs=1, finished=1), ended.records[run.key].result
+        here = result.get("machine", {}).get("host") == platform.node() and result["status"] == "finished"
+        if here and prices.knows(run, point.images.shape):
+            row.checked, row.took, row.priced = 1, result["seconds"], prices.work(run, point.updates, *images)
+        return row
     share = expected_share(run, ended.alike(run))
-    whole, part = (
-        prices.seconds(run, point.updates, point.images.test_size, point.images.shape, point.images.classes, s)
-        for s in (1.0, share)
-    )
+    whole, part = (prices.seconds(run, point.updates, *images, s) for s in (1.0, share))
     return Row("", 1, 0, point.updates, point.updates * run.batch_size, whole, part)
 
 
 def _add(row: Row, entry: Row) -> None:
-    for name in ("runs", "finished", "updates", "images", "at_most", "expected"):
-        setattr(row, name, getattr(row, name) + getattr(entry, name))
+    for item in fields(Row):
+        if item.name != "name":
+            setattr(row, item.name, getattr(row, item.name) + getattr(entry, item.name))
 
 
 def _print(rows: list[Row]) -> None:

@@ -1,5 +1,6 @@
 """Prices follow from measured rates, which are kept; divergences known from the store lower what is expected."""
 
+import platform
 import sys
 from dataclasses import replace
 
@@ -35,11 +36,12 @@ def measured(monkeypatch):
     return calls
 
 
-def record(folder, run, status="finished", updates=512, epochs=1):
+def record(folder, run, status="finished", updates=512, epochs=1, host="elsewhere"):
     columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "train_seconds")
     rows = [{"epoch": e + 1, "updates": updates, "images": updates, "eval_seconds": 0.5} for e in range(epochs)]
     rows = [row | dict.fromkeys(columns, 0.5) for row in rows]
     result = {"status": status, "score": 0.1, "chance": 0.1, "train_images": 1024, "test_images": 360, "seconds": 3.0}
+    result["machine"] = {"host": host}
     path = folder / run.key
     path.mkdir(parents=True)
     write_result(path, run, rows, result)
@@ -154,6 +156,21 @@ def test_a_plan_counts_shared_runs_once_and_what_is_finished(tmp_path, root, mon
     assert row(output, "fig04")[1:3] == ["3", "0"]
     assert row(output, "all together")[2:] == row(output, "fig07")[1:]
     assert (tmp_path / "calibration.json").exists()
+
+
+def test_a_plan_holds_the_runs_that_finished_here_against_their_price(tmp_path, root, monkeypatch, capsys, measured):
+    fig07 = expand(["figure=fig07", "scale=smoke", f"data.root={root}"], compose).points
+    runs = [p.run for p in fig07 if p.run.batch_size == 2]
+    for run, status, host in zip(
+        runs, ("finished", "diverged", "finished"), (platform.node(),) * 2 + ("b",), strict=True
+    ):
+        record(tmp_path / "runs", run, status, host=host)
+    where = ["--store", tmp_path / "runs", f"data.root={root}", "scale=smoke"]
+    assert "Check:" not in run_plan(monkeypatch, capsys, *where, "figure=fig07")[1]  # no m = 2 left to measure
+    _, output = run_plan(monkeypatch, capsys, *where, "figure=fig07", "seed=0,1")
+    price = 4 * (512 * 0.002 + 360 * 0.0001)
+    expected = f"finished runs that this machine trained: 1; they took 3 s, priced at 4 s (× {price / 3:.2f})."
+    assert expected in output
 
 
 def test_a_plan_of_figure_13_does_not_wait_for_figure_8(tmp_path, root, monkeypatch, capsys, measured):

@@ -44,10 +44,18 @@ class Prices:
 
     def seconds(self, run: Run, updates: int, test_size: int, shape: Shape, classes: int, share: float = 1.0) -> float:
         """Seconds of a run that ends after a `share` of its epochs."""
+        work = self.work(run, updates, test_size, shape, classes)
+        return PER_RUN + share * (work + run.epochs * PER_EPOCH)
+
+    def work(self, run: Run, updates: int, test_size: int, shape: Shape, classes: int) -> float:
+        """Seconds of all its updates and tests, which are what a result counts as `seconds`."""
         small = _measurable(run, shape)
         rate = self.rate(small, shape, classes)
-        train = updates * rate.update * run.batch_size / small.batch_size
-        return PER_RUN + share * (train + run.epochs * (test_size * rate.image + PER_EPOCH))
+        return updates * rate.update * run.batch_size / small.batch_size + run.epochs * test_size * rate.image
+
+    def knows(self, run: Run, shape: Shape) -> bool:
+        """Whether a run's kind is measured."""
+        return _kind(_measurable(run, shape), shape) in self.known
 
     def rate(self, run: Run, shape: Shape, classes: int) -> Rate:
         """The rate of a run's kind, measured now if it never was here."""

@@ -135,9 +135,12 @@ def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
 
 
 def _say_price(missing: list[Point], prices: Prices) -> None:
-    """The time on this machine if nothing diverges; of a grid that is over sooner than measured, nothing."""
+    """The time on this machine if nothing diverges; not measured for a grid that may be over sooner than measured."""
     work = sum(cost(point) * math.prod(point.images.shape[:2]) / 1024 for point in missing)
-    if work < WORTH_MEASURING:
+    if not missing:
+        return
+    if work < WORTH_MEASURING and not all(prices.knows(p.run, p.images.shape) for p in missing):
+        print("not priced in time, being so few images; python src/plan.py measures it", flush=True)
         return
     seconds = sum(
         prices.seconds(p.run, p.updates, p.images.test_size, p.images.shape, p.images.classes) for p in missing

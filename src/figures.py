@@ -123,7 +123,12 @@ def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace)
         gathered, problems = gather(asked, scale, compose, ended)
         for runs in (gathered[name] for name in asked.figures if name in gathered):
             stem = runs.name if runs.draw == "paths" else "-".join([runs.name, scale, *map(_file_name, asked.changes)])
-            files = [] if stem in pictures else _draw(runs, gathered, asked.changes, arguments.out / stem)
+            try:
+                files = [] if stem in pictures else _draw(runs, gathered, asked.changes, arguments.out / stem)
+            except ConfigError as problem:  # such as several η̃ where one is drawn
+                problems.append(str(problem))
+                print(f"not drawn: {problem}")
+                continue
             if files:
                 pictures[stem] = Picture(runs, files[0])
                 paths += files

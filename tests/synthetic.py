@@ -18,12 +18,13 @@ TRAIN_IMAGES, EPOCHS = 50_000, 82
 def figure_runs(name, accuracy, sizes=SIZES, rates=RATES, seeds=SEEDS, bn=lambda m: [m], noise=NOISE, **changes):
     """Runs with test accuracy(m, log2 η̃, b) in points (None: diverged), plus noise and an effect of the seed.
 
-    `bn(m)`: the BN batches of m. Training accuracy is 5 points above; `changes` are to the FigureRuns.
+    `bn(m)`: the BN batches of m; `rates` may depend on m likewise. Training accuracy is 5 points above; `changes` are
+    to the FigureRuns.
     """
     random = np.random.default_rng(list(name.encode()))
     rows = []
     for m in sizes:
-        for rate in rates:
+        for rate in rates(m) if callable(rates) else rates:
             for b in bn(m):
                 truth = accuracy(m, math.log2(rate), b)
                 for seed in seeds:
@@ -82,6 +83,11 @@ def resnet_bn(top, critical=16, peak=lambda m: -outside(m, 4, 8)):
     return accuracy
 
 
+def resnet_rate(critical):
+    """That best η̃, for each m."""
+    return lambda m: [2.0 ** (-3 - max(0.0, math.log2(m / critical)))]
+
+
 def fair(m):
     """Peak with warm-up: nearly flat to 128."""
     return 0.0 if m in (4, 8) else -0.3 if m == 2 else -0.1 - 0.1 * outside(m, 4, min(m, 128) / 2) - outside(m, 1, 128)
@@ -104,9 +110,9 @@ def divisors(most):
     return lambda m: [2**k for k in range(1, int(math.log2(min(m, most))) + 1)]
 
 
-def curve_runs(train, seeds=SEEDS, **changes):
+def curve_runs(train, seeds=SEEDS, accuracy=lambda m, e, b: 80.0, **changes):
     """Figure 4: `train(m, share of training)` is the training accuracy in points."""
-    runs = figure_runs("fig04", lambda m, e, b: 80.0, rates=[2.0**-8], seeds=seeds)
+    runs = figure_runs("fig04", accuracy, rates=[2.0**-8], seeds=seeds)
     random = np.random.default_rng(4)
     curves = [
         {"key": row.key, "epoch": epoch, "train_accuracy": (train(row.batch_size, epoch / EPOCHS) + noise) / 100}
@@ -146,9 +152,9 @@ ACCURACY = {
 }
 GRID = {
     "fig12": {"sizes": SIZES[:7]},
-    "fig13a": {"sizes": SIZES[2:9], "rates": [2.0**-6], "bn": divisors(512)},
-    "fig13b": {"sizes": SIZES[2:9], "rates": [2.0**-6], "bn": divisors(512)},
-    "fig14": {"sizes": SIZES[3:], "rates": [2.0**-10], "bn": divisors(128)},
+    "fig13a": {"sizes": SIZES[2:9], "rates": resnet_rate(16), "bn": divisors(512), "draw": "bn_batch"},
+    "fig13b": {"sizes": SIZES[2:9], "rates": resnet_rate(8), "bn": divisors(512), "draw": "bn_batch"},
+    "fig14": {"sizes": SIZES[3:], "rates": [2.0**-10], "bn": divisors(128), "draw": "bn_batch"},
 }
 
 

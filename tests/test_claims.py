@@ -150,7 +150,28 @@ def shifted(accuracy, octaves, only=SIZES):
     return lambda m, e, b=None: accuracy(m, e + octaves * (m in only), b)
 
 
+def dead_curves(m, share):
+    """Training accuracy apart up to m = 16, and at chance above."""
+    return {2: 97, 4: 95, 8: 85, 16: 70}.get(m, 10)
+
+
+def narrower(octaves, whatever=SIZES):
+    """Of the η̃ those up to 2^-3 train at m = 2, and some octaves fewer at larger m."""
+    return lambda m, e, b=None: 80.0 if e <= -3 - octaves * (m > 2) else None
+
+
 UNCLEAR = [
+    ("C1", {"fig01": figure("fig01", sizes=[2])}, "fewer than three m"),
+    ("C1", {"fig01": figure("fig01", lambda m, e, b: None if e > -2 else 75 + e, sizes=[2, 4])}, "fewer than three m"),
+    ("C2", {"fig01": figure("fig01", narrower(1))}, "one less only"),
+    ("C2", {"fig01": figure("fig01", narrower(3), sizes=SIZES[:3])}, "spans less than a factor 16"),
+    ("C3", {"fig08": figure("fig08", sizes=[2, 8])}, "lacks m ≤ 16 or m > 16"),
+    ("C4", {"fig01": figure("fig01", rates=[2.0**-7])}, "one η̃ only was tried at m = 16"),
+    ("C7", {"fig08": figure("fig08", rates=[2.0**-7])}, "one η̃ only was tried"),
+    ("C8", {"fig04": curve_runs(dead_curves, accuracy=lambda m, e, b: 80.0 if m <= 4 else None)}, "neighbours"),
+    ("C11", {"fig08": figure("fig08", rates=[2.0**e for e in range(-8, 1)])}, "the best η̃ at m = 512 in fig08, 2^-8"),
+    ("T1", {"variance": replace(figure("fig01"), name="variance")}, "did not measure a variance"),
+    ("T1", {"variance": variance_runs(float("nan"))}, "did not measure a variance"),
     ("C1", {"fig01": figure("fig01", lambda m, e, b: 75 + e)}, "trains at the highest η̃ tried"),
     (
         "C1",
@@ -183,6 +204,34 @@ def test_a_claim_is_judged_on_the_sizes_of_its_range_that_a_reduced_grid_has():
     reduced = {name: figure(name, sizes=[2, 8, 32, 128, 512]) for name in NAMES if name not in ("fig04", "variance")}
     found = {v.id: v.verdict for v in judge(reduced)}
     assert {claim for claim, v in found.items() if v == SUPPORTED} >= {"C1", "C2", "C3", "C4", "C5", "C6", "C7", "C12"}
+
+
+@pytest.mark.parametrize("claim", [c for c in IDS if c != "T1"])
+def test_undecided_where_nothing_trains(claim):
+    chance = {name: figure(name, lambda m, e, b: 10.0) for name in ACCURACY}
+    chance["fig04"] = curve_runs(lambda m, share: 10.0, accuracy=lambda m, e, b: 10.0)
+    found = verdict(claim, chance)
+    assert (found.verdict, "trains at no m and η̃ tried" in found.reason) == (UNDECIDED, True)
+
+
+def two_octaves(m, e, b=None):
+    """Falls little, then by 24 points in an octave and again in the next."""
+    return None if e > -2 else 75 - 0.2 * outside(m, 1, 2) - 60 * min(1, 0.4 * max(0.0, outside(m, 1, 32) + e + 4))
+
+
+SUPPORTED_TOO = [
+    ("C1", "fig01", two_octaves, {}),
+    # Too small an η̃ is no instability.
+    ("C10", "fig12", lambda m, e, b: 30.0 if e < -10 else imagenet(m, e), {}),
+    # One SGD batch only beyond the best BN batches, as at scale=reduced.
+    ("C11", "fig14", None, {"sizes": [16, 32, 64, 128]}),
+]
+
+
+@pytest.mark.parametrize(("claim", "name", "accuracy", "grid"), SUPPORTED_TOO)
+def test_supported_as_well(claim, name, accuracy, grid, world):
+    found = verdict(claim, world, **{name: figure(name, accuracy, **grid)})
+    assert (found.verdict, found.reason) == (SUPPORTED, "")
 
 
 def test_noise_alone_supports_nothing():

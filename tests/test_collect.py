@@ -117,14 +117,14 @@ def test_an_incomplete_figure_says_how_much_is_there():
 
 def test_convergence_has_a_curve_a_batch_size_over_epochs_and_a_cross_where_one_diverged():
     kept, lost = runs_of("fig04")[:2]
-    ending = record(lost, 0.1, "diverged", epochs=2)
+    ending = record(lost, 0.4, "diverged", epochs=2)
     ending.rows[-1]["train_loss"] = float("nan")
     found = collect("fig04", "smoke", [], compose, ended(record(kept), ending))
     train, test = figures.draw(found).axes
     for axes in (train, test):
         curves = [line for line in axes.lines if line.get_marker() == "o"]
-        assert [list(line.get_xdata()) for line in curves] == [[1, 2, 3, 4], [1, 2]]
-        assert list(curves[0].get_ydata()) == [50.0] * 4
+        assert [list(line.get_xdata()) for line in curves] == [[1, 2, 3, 4]] * 2
+        assert [list(line.get_ydata()) for line in curves] == [[50.0] * 4, [40.0, 10.0, 10.0, 10.0]]
         crosses = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "x"]
         assert crosses == [[], [2]]
 
@@ -142,6 +142,30 @@ def test_the_summaries_take_the_best_over_rates_and_the_reliable_ones():
     panel = figures.rate_range([part], "Title", "note").axes[0]
     dots = [(x, y) for line in panel.lines if line.get_marker() == "o" for x, y in zip(*line.get_data(), strict=True)]
     assert dots == [(2, lrs[1]), (16, lrs[0])]  # reliable from chance + ½ (0.95 − 0.1) on: m = 128 never is
+
+
+def test_a_rate_that_fails_between_two_that_train_is_a_hole_in_the_range():
+    runs = [run for run in runs_of("fig05") if run.batch_size == 16]
+    part = collect("fig05", "smoke", [], compose, ended(*map(record, runs, [0.9, 0.12, 0.9])))
+    panel = figures.rate_range([part], "Title", "note").axes[0]
+    bars = [tuple(line.get_ydata()) for line in panel.lines if line.get_linewidth() == 7]
+    (_, end), (start, _) = sorted(bars)
+    assert end < runs[1].base_lr < start
+
+
+def test_where_nothing_is_learnt_no_range_is_drawn():
+    scores = [0.1 + 0.005 * (i % 3) for i in range(9)]
+    part = collect("fig05", "smoke", [], compose, ended(*map(record, runs_of("fig05"), scores)))
+    panel = figures.rate_range([part], "Title", "note").axes[0]
+    assert [line for line in panel.lines if line.get_linewidth() == 7] == []
+
+
+def test_what_a_figure_cannot_show_is_refused():
+    some = collect("fig05", "smoke", [], compose, ended(*map(record, runs_of("fig05"))))
+    with pytest.raises(ConfigError, match="one η̃ for each SGD batch; choose one with base_lr=…, of 2\\^-11, 2\\^-9"):
+        figures.bn_batch(some.frame, "Figure 13a", "note")
+    with pytest.raises(ConfigError, match="drawn of runs with optimizer=still"):
+        figures.variance(some.frame, "Variance", "note")
 
 
 def test_the_sketch_is_sgd_of_one_example_a_step_and_of_all_in_one():

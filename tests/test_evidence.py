@@ -128,6 +128,61 @@ def test_intervals_at_the_best_rate_cover_the_true_difference(curvature, seeds):
     assert all(covered / REPETITIONS < 1), covered  # where cells tie they are wider than they need be, not useless
 
 
+def coverage(make, quantities, seed):
+    """The share of repetitions in which each interval holds its true value."""
+    random = np.random.default_rng(seed)
+    hits = np.zeros(len(quantities))
+    for _ in range(REPETITIONS):
+        cells = make(random)
+        for i, (quantity, truth) in enumerate(quantities):
+            _, low, high, _ = interval(quantity(*cells))
+            hits[i] += low <= truth <= high
+    return hits / REPETITIONS
+
+
+FLAT = np.tile([80.0, 79, 78, 76, 70], (5, 1))  # 5 m with the same clear optimum of 5 η̃
+
+
+def lucky(seed_effect):
+    """Two figures, in each of which a seed has a luck of its own."""
+
+    def make(random):
+        figures = [cells_of(FLAT, 0.4, 3, random) for _ in range(2)]
+        return [replace(c, score=c.score + seed_effect * random.normal(size=3)) for c in figures]
+
+    return make
+
+
+@pytest.mark.parametrize("seed_effect", [0.0, 0.4, 0.8])
+def test_a_seeds_luck_in_one_figure_is_in_the_intervals_between_figures(seed_effect):
+    sizes = (2, 4, 8)
+
+    def one(a, b):
+        return tuned(a, 2) - tuned(b, 2)
+
+    def average(a, b):
+        return mean([tuned(a, m) - tuned(b, m) for m in sizes])
+
+    found = coverage(lucky(seed_effect), [(one, 0.0), (average, 0.0)], 11)
+    assert all(found >= 0.95 - 0.033), found
+
+
+@pytest.mark.parametrize("louder", [1, 4])
+def test_an_m_whose_runs_scatter_more_has_wider_intervals(louder):
+    def make(random):
+        cells = cells_of(FLAT, 0.4, 3, random)
+        extra = np.sqrt(louder**2 - 1) * 0.4 * random.normal(size=cells.score.shape) * (cells.m == 32)[:, None]
+        return [replace(cells, score=cells.score + extra)]
+
+    top = FLAT[0].max()
+    assert top == 80
+    found = coverage(
+        make, [(lambda c: tuned(c, 2) - tuned(c, 32), 0.0), (lambda c: tuned(c, 2) - tuned(c, 8), 0.0)], 12
+    )
+    assert all(found >= 0.95 - 0.033), found
+    assert found[1] < 1  # and the quiet ones are not made as wide
+
+
 def test_without_the_allowance_for_contested_choices_they_would_not_cover(monkeypatch):
     monkeypatch.setattr(evidence, "_contested", lambda cells, among: False)
     random = np.random.default_rng(7)
@@ -166,7 +221,9 @@ def ramp(limit):
     ],
 )
 def test_a_best_rate_at_an_edge_is_censored(rates, limit, edge):
-    runs = figure_runs("fig01", ramp(limit), sizes=[2], rates=[2.0**e for e in rates])
+    accuracy = ramp(limit)
+    rates = [2.0**e for e in rates]
+    runs = figure_runs("fig01", lambda m, e, b: accuracy(m, e, b) if m == 2 else 80, sizes=[2, 4], rates=rates)
     (cells,) = Evidence({"fig01": runs}).cells("fig01")
     reasons = tuned(cells, 2).may_rise
     assert bool(reasons) == bool(edge)
@@ -188,7 +245,7 @@ def part(test, effect, half, **censors):
     """The verdict of a comparison on two cells whose interval is effect ± half."""
     reach = half * np.sqrt(3) / stats.t.ppf(0.975, 2)
     score = np.array([50 + effect + reach * np.array([-1, 0, 1]), np.full(3, 50.0)])
-    cells = replace(cells_of(np.ones((2, 1)), 0, 3, np.random.default_rng(0)), score=score)
+    cells = replace(cells_of(np.ones((2, 1)), 0, 3, np.random.default_rng(0)), score=score, rates_given=True)
     quantity = best(cells, cells.m == 2) - best(cells, cells.m == 4)
     result = test("label", replace(quantity, **{name: ("edge",) for name in censors}))
     assert (result.effect, result.high - result.low) == (pytest.approx(effect), pytest.approx(2 * half))
@@ -207,6 +264,9 @@ YES, NO, OPEN = SUPPORTED, REFUTED, UNDECIDED
         (evidence.higher, 0.2, 0.5, NO, OPEN, OPEN),
         (evidence.higher, -2, 1, NO, OPEN, NO),
         (evidence.higher, 1, 2, OPEN, OPEN, OPEN),
+        (evidence.leads, 2, 1, YES, YES, OPEN),
+        (evidence.leads, 0.2, 0.5, OPEN, OPEN, OPEN),
+        (evidence.leads, -2, 1, NO, OPEN, NO),
         (evidence.clearly_higher, 2, 0.5, YES, YES, OPEN),
         (evidence.clearly_higher, 0.5, 0.4, NO, OPEN, NO),
         (evidence.clearly_higher, 1, 0.5, OPEN, OPEN, OPEN),

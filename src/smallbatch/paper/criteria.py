@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,10 @@ from smallbatch.paper.evidence import (
     clearly_higher,
     higher,
     is_within,
+    leads,
     mean,
     pick,
+    reliable,
     similar,
     tuned,
 )
@@ -38,6 +40,7 @@ from smallbatch.paper.evidence import (
 SMALL = 32  # the largest batch size that the paper's title and conclusion call small
 LARGE = 128  # the smallest of common practice then; 64, between the two, is called neither
 WIDE = 16  # a "wide range" of batch sizes: largest over smallest
+WELL = 0.75  # of the way from chance to the best score, as reliability is at ½: before a collapse
 SLOPE = 0.05  # how near to 1 the exponent of the update variance has to be
 
 
@@ -45,7 +48,7 @@ SLOPE = 0.05  # how near to 1 the exponent of the update variance has to be
 
 
 def falls_then_collapses(name: str, evidence: Evidence) -> Iterator[Part]:
-    """At the η̃ that train at the smallest m and at the next, and fail at a larger one."""
+    """At the η̃ that train well at the smallest m and at the next, and fail at a larger one."""
     (cells,) = evidence.cells(name, seeds=3)
     paths, collapses = _paths(cells)
     if not paths:
@@ -54,18 +57,19 @@ def falls_then_collapses(name: str, evidence: Evidence) -> Iterator[Part]:
     falls = mean([_row(cells, first) - _row(cells, last) for first, last, _ in paths])
     collapse = mean([_row(cells, last) - _row(cells, lost) for _, last, lost in paths])
     rates = ", ".join(format_power(cells.rate[first]) for first, _, _ in paths)
-    yield higher(f"{name}: fall from the smallest m to the last reliable one, mean over η̃ = {rates}", falls)
+    yield higher(f"{name}: fall from the smallest m to the last that trains well, mean over η̃ = {rates}", falls)
     yield higher(f"{name}: fall to the next m, beyond the whole fall before", collapse - falls)
 
 
 def _paths(cells: Cells) -> tuple[list[tuple[int, int, int]], int]:
-    """Rows (smallest m, last reliable m, next m) of each η̃ with a fall to see, and how many η̃ fail at all."""
+    """Rows (smallest m, last that trains well, next) of each η̃ with a fall to see, and how many η̃ fail at all."""
     paths, collapses = [], 0
+    well = cells.reliable & reliable(cells.score, cells.chance, cells.test_images, WELL)
     for rate in np.unique(cells.rate):
         rows = [int(row) for row in np.flatnonzero(cells.rate == rate)]  # in order of m
-        lost = next((place for place, row in enumerate(rows) if not cells.reliable[row]), 0)
-        if cells.m[rows[0]] == cells.sizes[0] and lost:
+        if cells.m[rows[0]] == cells.sizes[0] and cells.reliable[rows[0]] and not cells.reliable[rows].all():
             collapses += 1
+            lost = int(np.argmin(well[rows]))  # the first that does not train well
             if lost > 1:
                 paths.append((rows[0], rows[lost - 1], rows[lost]))
     return paths, collapses
@@ -73,12 +77,15 @@ def _paths(cells: Cells) -> tuple[list[tuple[int, int, int]], int]:
 
 def _no_path(cells: Cells, collapses: int) -> tuple[str, str]:
     if collapses:
-        return UNDECIDED, "every η̃ that fails does so at the second m: no fall before it to see"
+        return UNDECIDED, "no η̃ that fails trains well at the second m: no fall before it to see"
     smallest = cells.m == cells.sizes[0]
     if not cells.reliable[smallest].any():
         return UNDECIDED, f"m = {cells.sizes[0]} trains at no η̃ tried"
     if cells.reliable[smallest][-1]:
         return UNDECIDED, f"m = {cells.sizes[0]} trains at the highest η̃ tried: nothing seen becomes unstable"
+    trained = cells.rate[smallest & cells.reliable]
+    if len(cells.sizes) < 3 or any((cells.rate == rate).sum() < len(cells.sizes) for rate in trained):
+        return UNDECIDED, "fewer than three m, or some not tried at every η̃ that trains at the smallest"
     return REFUTED, "every η̃ that trains at the smallest m trains at every m"
 
 
@@ -96,15 +103,19 @@ def range_shrinks(name: str, evidence: Evidence) -> Iterator[Part]:
     trains = {m: [bool(cells.reliable[cells.row(m, rate)]) for rate in rates] for m in cells.sizes}
     widths = {m: sum(flags) for m, flags in trains.items()}
     label = f"{name}: reliable η̃ of {len(rates)}, {', '.join(f'm = {m}: {n}' for m, n in widths.items())}"
-    if not rates or len(widths) < 2 or not any(widths.values()):
+    if not rates or not any(widths.values()):
         yield Part(label, UNDECIDED, "nothing to compare")
+        return
+    if cells.sizes[-1] < WIDE * cells.sizes[0]:
+        yield Part(label, UNDECIDED, f"the grid spans less than a factor {WIDE}")
         return
     cut = {m: flags[-1] for m, flags in trains.items()}
     pairs = [(a, b) for a, b in pairwise(cells.sizes) if not (cut[a] and cut[b])]
     steps = [_grows_by_at_most(1, widths[a], widths[b], cut[a], cut[b]) for a, b in pairs]
     first, last = cells.sizes[0], cells.sizes[-1]
-    whole = _grows_by_at_most(-2, widths[first], widths[last], cut[first], cut[last])
-    verdict = all_of([*steps, whole])
+    # By one less is what an edge that moves with the seed can do: no shrinking, and no sign against it.
+    whole = [_grows_by_at_most(most, widths[first], widths[last], cut[first], cut[last]) for most in (-2, -1)]
+    verdict = all_of([*steps, whole[0] if whole[0] != REFUTED or whole[1] == REFUTED else UNDECIDED])
     yield Part(label, verdict, _cut_reason(verdict, cut), seeds=len(cells.seeds), keys=_keys(cells))
 
 
@@ -117,7 +128,13 @@ def _grows_by_at_most(most: int, before: int, after: int, before_cut: bool, afte
 
 def _cut_reason(verdict: str, cut: dict[int, bool]) -> str:
     edge = ", ".join(str(m) for m, flag in cut.items() if flag)
-    return f"the highest η̃ tried is reliable at m = {edge}" if verdict == UNDECIDED else ""
+    if verdict != UNDECIDED:
+        return ""
+    return (
+        f"the highest η̃ tried is reliable at m = {edge}"
+        if edge
+        else "one less only, from the smallest m to the largest"
+    )
 
 
 def _keys(cells: Cells) -> tuple[str, ...]:
@@ -130,6 +147,9 @@ def _keys(cells: Cells) -> tuple[str, ...]:
 def one_optimum(name: str, critical: int, evidence: Evidence) -> Iterator[Part]:
     """What a batch size loses at the setting's best η̃ against its own best."""
     (cells,) = evidence.cells(name, seeds=3)
+    if not cells.within(0, critical) or not cells.within(critical + 1):
+        yield Part(f"{name}: critical m", UNDECIDED, f"the grid lacks m ≤ {critical} or m > {critical}")
+        return
     star = choose(cells, np.ones(len(cells.m), bool))
     text = " or ".join(format_power(rate) for rate in np.unique(cells.rate[star]))
     for m in cells.sizes:
@@ -261,7 +281,7 @@ def best_within(name: str, low: int, high: int, evidence: Evidence) -> Iterator[
     inside = cells.within(low, high)
     others = [m for m in cells.sizes if m not in inside]
     lead = tuned(cells, *inside) - tuned(cells, *others)
-    yield higher(f"{name}: best over m = {low} … {high} − best over other m", lead)
+    yield leads(f"{name}: best over m = {low} … {high} − best over other m", lead)
 
 
 def same_best(name: str, other: str, evidence: Evidence) -> Iterator[Part]:
@@ -288,17 +308,18 @@ def fair_up_to(name: str, low: int, high: int, end: int, evidence: Evidence) -> 
 
 def helps_large(name: str, base: str, evidence: Evidence) -> Iterator[Part]:
     """What a figure gains over another at large m."""
-    yield higher(f"{name} − {base}, mean over m ≥ {LARGE}", _mean_gain(evidence, name, base, LARGE))
+    cells, other = evidence.cells(name, base)
+    yield higher(f"{name} − {base}, mean over m ≥ {LARGE}", _mean_gain(cells, other, LARGE))
 
 
 def helps_large_more(name: str, base: str, evidence: Evidence) -> Iterator[Part]:
     """What a figure gains over another at large m, against that at small m."""
-    gain, small = _mean_gain(evidence, name, base, LARGE), _mean_gain(evidence, name, base, 0, SMALL)
+    cells, other = evidence.cells(name, base)
+    gain, small = _mean_gain(cells, other, LARGE), _mean_gain(cells, other, 0, SMALL)
     yield higher(f"{name} − {base}, mean over m ≥ {LARGE} − mean over m ≤ {SMALL}", gain - small)
 
 
-def _mean_gain(evidence: Evidence, name: str, base: str, low: int, high: int | None = None) -> Quantity:
-    cells, other = evidence.cells(name, base)
+def _mean_gain(cells: Cells, other: Cells, low: int, high: int | None = None) -> Quantity:
     sizes = [m for m in cells.within(low, high) if m in other.sizes]
     return mean([tuned(cells, m) - tuned(other, m) for m in sizes])
 
@@ -311,10 +332,11 @@ def large_stays_below(name: str, evidence: Evidence) -> Iterator[Part]:
 
 
 def reliable_everywhere(name: str, most: int, evidence: Evidence) -> Iterator[Part]:
-    """Whether small batches train at every η̃ tried."""
+    """Whether small batches train at every η̃ tried, those left out that are too small for any m."""
     (cells,) = evidence.cells(name, seeds=3)
+    enough = cells.rate >= cells.rate[cells.reliable].min(initial=np.inf)
     for m in cells.within(0, most) or [most]:
-        flags = cells.reliable[cells.m == m]
+        flags = cells.reliable[(cells.m == m) & enough]
         verdict = all_of(SUPPORTED if flag else REFUTED for flag in flags)
         label = f"{name}: m = {m} is reliable at {flags.sum()} of {len(flags)} η̃"
         yield Part(label, verdict, seeds=len(cells.seeds), keys=_keys(cells))
@@ -349,9 +371,10 @@ def _lowest(cells: Cells, rows: Array) -> Array:
 
 
 def curves_coincide(name: str, evidence: Evidence) -> Iterator[Part]:
-    """Neighbouring curves of 4 ≤ m ≤ 64 in both halves of training."""
-    halves = _curves(name, evidence)
-    pairs = list(pairwise(halves["first"].within(4, 64)))
+    """Neighbouring curves of 4 ≤ m ≤ 64 in both halves of training; those that do not train coincide in nothing."""
+    halves = _halves(name, evidence)
+    first = halves["first"]
+    pairs = [(a, b) for a, b in pairwise(first.within(4, 64)) if first.converged[first.at([a, b])].all()]
     verdicts = []
     for a, b in pairs:
         label = f"{name}: training accuracy of m = {a} − m = {b}"
@@ -362,29 +385,35 @@ def curves_coincide(name: str, evidence: Evidence) -> Iterator[Part]:
         verdicts.append(all_of(part.verdict for part in parts))
     agree = [f"{a} and {b}" for (a, b), verdict in zip(pairs, verdicts, strict=True) if verdict == SUPPORTED]
     label = f"{name}: neighbours whose curves coincide: {', '.join(agree) or 'none for sure'}"
-    yield Part(label, any_of(verdicts), "" if pairs else "fewer than two m from 4 to 64 in the grid")
+    yield Part(label, any_of(verdicts), "" if pairs else "no two neighbours from m = 4 to 64 that train")
 
 
 def larger_train_worse(name: str, evidence: Evidence) -> Iterator[Part]:
     """Training accuracy over all epochs above m = 64 against the mean of 4 to 64."""
-    halves = _curves(name, evidence)
-    for m in halves["first"].within(65) or [LARGE]:
-        gaps = [mean([_curve(half, n) for n in half.within(4, 64)]) - _curve(half, m) for half in halves.values()]
-        yield higher(f"{name}: training accuracy, mean over m = 4 … 64 − m = {m}", mean(gaps))
+    cells, curves = _curves(name, evidence)
+    whole = _scored(cells, curves.mean(axis=1))
+    for m in whole.within(65) or [LARGE]:
+        gap = mean([_curve(whole, n) for n in whole.within(4, 64)]) - _curve(whole, m)
+        yield higher(f"{name}: training accuracy, mean over m = 4 … 64 − m = {m}", gap)
 
 
-def _curves(name: str, evidence: Evidence) -> dict[str, Cells]:
-    """The cells at η̃ = 2^-8, scored by mean training accuracy over the first and over the second half of the epochs."""
+def _halves(name: str, evidence: Evidence) -> dict[str, Cells]:
+    """The cells scored by mean training accuracy over the first and over the second half of the epochs."""
+    cells, curves = _curves(name, evidence)
+    middle = (curves.shape[1] + 1) // 2
+    halves = {"first": curves.iloc[:, :middle], "second": curves.iloc[:, -middle:]}
+    return {name: _scored(cells, half.mean(axis=1)) for name, half in halves.items()}
+
+
+def _curves(name: str, evidence: Evidence) -> tuple[Cells, pd.DataFrame]:
+    """The cells, and the training accuracy in points of each run (row, by key) and epoch (column). Raises Undecided."""
     (cells,) = evidence.cells(name)
     curves = evidence.figure(name).curves
     if curves is None or not (cells.rate == 2**-8).any():
         raise Undecided(f"{name} has no curves at η̃ = 2^-8")
     epochs = int(evidence.figure(name).frame["epochs"].max())
     wide = curves.pivot(index="key", columns="epoch", values="train_accuracy").reindex(columns=range(1, epochs + 1))
-    wide = (100 * wide).fillna(cells.chance)  # an epoch that a diverged run never reached counts as chance
-    middle = (epochs + 1) // 2
-    halves = {"first": wide.loc[:, :middle], "second": wide.loc[:, epochs - middle + 1 :]}
-    return {name: _scored(cells, half.mean(axis=1)) for name, half in halves.items()}
+    return cells, (100 * wide).fillna(cells.chance)  # an epoch that a diverged run never reached counts as chance
 
 
 def _scored(cells: Cells, by_key: pd.Series) -> Cells:
@@ -400,12 +429,25 @@ def _curve(cells: Cells, m: int) -> Quantity:
 # C11
 
 
-def sgd_batch_matters_most(name: str, evidence: Evidence) -> Iterator[Part]:
-    """What the best SGD batch gains over the largest, against what the best BN batch gains over the whole batch."""
+def sgd_batch_matters_most(name: str, rates_of: str, evidence: Evidence) -> Iterator[Part]:
+    """What the best SGD batch gains over the largest, against what the best BN batch gains over the whole batch.
+
+    Each SGD batch has the η̃ that was best for it in the figure `rates_of`, where that may be censored.
+    """
     (cells,) = evidence.cells(name)
+    (sweep,) = evidence.cells(rates_of)
+    *smaller, largest = ([why] if (why := _given_at_edge(cells, sweep, m)) else [] for m in cells.sizes)
     sgd = tuned(cells, *cells.sizes) - tuned(cells, cells.sizes[-1])
+    sgd = replace(sgd, may_rise=sgd.may_rise + tuple(chain(*smaller)), may_fall=sgd.may_fall + tuple(largest))
     bn = mean([tuned(cells, m) - _undivided(cells, m) for m in _divided(cells, 0)])
     yield higher(f"{name}: gain of the best SGD batch − mean gain of the best BN batch", sgd - bn)
+
+
+def _given_at_edge(cells: Cells, sweep: Cells, m: int) -> str:
+    """Why the η̃ given for m may not be its best; "" if it is, or if the sweep did not try m."""
+    rates = np.unique(cells.rate[cells.m == m])
+    rows = np.flatnonzero((sweep.m == m) & np.isin(sweep.rate, rates))
+    return censored(sweep, rows)
 
 
 def smaller_bn_is_better(name: str, high: int, evidence: Evidence) -> Iterator[Part]:
@@ -424,10 +466,10 @@ def best_bn_within(name: str, low: int, high: int, evidence: Evidence) -> Iterat
     sizes = cells.within(high + 1)
     middle = (len(sizes) + 1) // 2
     inside = (cells.bn >= low) & (cells.bn <= high)
-    for which, half in (("smaller", sizes[:middle]), ("larger", sizes[middle:])):
+    for which, half in (("smaller", sizes[:middle]), ("larger", sizes[middle:] or sizes)):
         gaps = [best(cells, (cells.m == m) & inside) - best(cells, (cells.m == m) & ~inside) for m in half]
         among = ", ".join(map(str, half))
-        yield higher(f"{name}: BN batch {low} … {high} − others, mean over {which} SGD batches ({among})", mean(gaps))
+        yield leads(f"{name}: BN batch {low} … {high} − others, mean over {which} SGD batches ({among})", mean(gaps))
 
 
 def _divided(cells: Cells, low: int) -> list[int]:
@@ -445,6 +487,11 @@ def _undivided(cells: Cells, m: int) -> Quantity:
 def variance_grows_linearly(name: str, evidence: Evidence) -> Iterator[Part]:
     """Exponent of the update variance in m, per seed by least squares, then a t-interval over seeds."""
     frame = evidence.figure(name).frame
+    if (
+        "update_variance" not in frame
+        or not (np.isfinite(frame["update_variance"]) & (frame["update_variance"] > 0)).all()
+    ):
+        raise Undecided(f"{name}: its runs did not measure a variance of updates (optimizer=still)")
     frame = frame[frame["batch_size"] < frame["train_images"]]
     for rate, rows in frame.groupby("base_lr"):
         whole = rows.groupby("seed")["batch_size"].nunique()

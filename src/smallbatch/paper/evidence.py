@@ -8,15 +8,18 @@ chance + share · (best score of the setting − chance), share ½ unless said o
 smaller η̃), among converged cells if there are any, evaluated on the seed left out: no run both chooses and is chosen.
 
 Intervals are 95 % t-intervals. With the weight w of each cell and seed in the effect, their variance is
-s² Σ w² / seeds², s² the variance within cells, pooled over the converged cells of the compared figures. Where the seeds
-cancel in the effect it is paired: s² about cell and seed means, (cells − 1)(seeds − 1) degrees of freedom; else about
-cell means. A best cell that is contested counts twice in Σ w²: the choices of two seeds share the runs of all others,
-so their values go together where cells tie. Simulated 8,000 times each with 2, 3 and 5 seeds on 5 m × 7 η̃, from flat
-optima to sharp ones, intervals cover 83 to 95 % without this and 94 to 98 % with it. An effect that reads a cell that
-has not converged has a spread of its own, so its interval is that of its values over the seeds.
+Σ s² w² / seeds², s² the variance within cells, pooled over the figure's converged cells of one m, since runs of large m
+near their edge scatter more. Where the seeds cancel within a figure it is paired: s² about cell and seed means; else
+about cell means. Degrees of freedom are Satterthwaite's. A best cell that is contested counts twice in Σ w²: the
+choices of two seeds share the runs of all others, so their values go together where cells tie. A seed's luck may differ
+between figures and go through all cells of one: an effect in which the seeds cancel only between figures takes Welch's
+interval of the figures' values over the seeds where that is wider. An effect that reads a cell that has not converged
+has a spread of its own, so its interval is that of its values over the seeds. `tests/test_evidence.py` simulates what
+these intervals cover.
 
 A best η̃ at an edge of those tried at its m is censored: the true best may be higher. A comparison that this could turn
-is undecided. So is one that lacks runs or seeds.
+is undecided. So is one that lacks runs or seeds. In a best over several m, an m that trains at no η̃ tried counts as it
+came out, as in the paper.
 """
 
 from collections.abc import Callable, Iterable
@@ -59,7 +62,7 @@ class Part:
     effect: float | None = None
     low: float | None = None
     high: float | None = None
-    df: int | None = None
+    df: float | None = None
     seeds: int | None = None
     train_effect: float | None = None
     train_low: float | None = None
@@ -99,6 +102,7 @@ class Cells:
     test_images: int
     converged: Array
     reliable: Array
+    rates_given: bool = False  # figures 13, 14: one η̃ for each m, chosen elsewhere
 
     @property
     def sizes(self) -> list[int]:
@@ -136,11 +140,18 @@ class Evidence:
         return runs
 
     def cells(self, *names: str, seeds: int = 2) -> list[Cells]:
-        """The figures' cells, over the seeds common to all. Raises Undecided, also where these are too few."""
-        frames = [self.figure(name).frame for name in names]
-        common = set.intersection(*(_complete_seeds(frame) for frame in frames))
+        """The figures' cells, over the seeds common to all.
+
+        Raises Undecided, also where seeds are too few, or where nothing trains: then the η̃ tried were wrong.
+        """
+        figures = [self.figure(name) for name in names]
+        common = set.intersection(*(_complete_seeds(figure.frame) for figure in figures))
         check_seeds(len(common), seeds, " and ".join(names))
-        return [_cells(n, f, sorted(common), self.share) for n, f in zip(names, frames, strict=True)]
+        found = [_cells(figure, sorted(common), self.share) for figure in figures]
+        for cells in found:
+            if not cells.converged.any():
+                raise Undecided(f"{cells.name} trains at no m and η̃ tried")
+        return found
 
 
 def check_seeds(have: int, need: int, where: str) -> None:
@@ -160,7 +171,8 @@ def _complete_seeds(frame: pd.DataFrame) -> set[int]:
     return {int(seed) for seed in rows.index[rows == cells]}
 
 
-def _cells(name: str, frame: pd.DataFrame, seeds: list[int], share: float) -> Cells:
+def _cells(figure: FigureRuns, seeds: list[int], share: float) -> Cells:
+    frame = figure.frame
     rows = frame[frame["seed"].isin(seeds)].sort_values([*CELL, "seed"])
     first = rows.iloc[:: len(seeds)]
     chance, test_images = 100 * float(rows["chance"].iloc[0]), int(rows["test_images"].iloc[0])
@@ -172,7 +184,7 @@ def _cells(name: str, frame: pd.DataFrame, seeds: list[int], share: float) -> Ce
     }
     runs = {column: values.to_numpy().reshape(-1, len(seeds)) for column, values in columns.items()}
     return Cells(
-        name=name,
+        name=figure.name,
         seeds=tuple(seeds),
         m=first["batch_size"].to_numpy(),
         rate=first["base_lr"].to_numpy(),
@@ -182,16 +194,20 @@ def _cells(name: str, frame: pd.DataFrame, seeds: list[int], share: float) -> Ce
         test_images=test_images,
         converged=reliable(runs["score"], chance, test_images, 0.5),
         reliable=reliable(runs["score"], chance, test_images, share),
+        rates_given=figure.draw == "bn_batch",
         **runs,
     )
 
 
 def reliable(score: Array, chance: float, test_images: int, share: float) -> Array:
     """Which cells (cells,) every seed of `score` (cells, seeds) trains; none where the best run is at chance."""
-    best = score.max()
-    if best - chance <= LEARNT * binomial_error(chance, test_images):
-        return np.zeros(len(score), bool)
-    return np.asarray((score >= chance + share * (best - chance)).all(axis=1))
+    return np.asarray((score >= least_reliable(float(score.max()), chance, test_images, share)).all(axis=1))
+
+
+def least_reliable(best: float, chance: float, test_images: int, share: float) -> float:
+    """The score in points that every seed has to reach, infinite where the best run is at chance."""
+    learnt = best - chance > LEARNT * binomial_error(chance, test_images)
+    return chance + share * (best - chance) if learnt else np.inf
 
 
 def binomial_error(accuracy: float, images: int) -> float:
@@ -287,15 +303,17 @@ def tuned(cells: Cells, *sizes: int) -> Quantity:
 
 
 def censored(cells: Cells, rows: Array) -> str:
-    """Why the best η̃ of one m may lie outside those tried; "" if it does not, or none was swept."""
-    tried = np.unique(cells.rate[cells.m == cells.m[rows[0]]])
-    where = f"at m = {cells.m[rows[0]]} in {cells.name}"
-    if len(tried) == 1:
-        return ""
-    if not cells.converged[rows].all():
-        return f"no η̃ tried {where} trains"
-    edges = [rate for rate in np.unique(cells.rate[rows]) if rate in (tried[0], tried[-1])]
-    return f"the best η̃ {where}, {format_power(edges[0])}, is at an edge of those tried" if edges else ""
+    """Why the best η̃ may lie outside those tried at its m; "" if it does not, or is given."""
+    for row in np.unique(rows):
+        where = f"at m = {cells.m[row]} in {cells.name}"
+        tried = np.unique(cells.rate[cells.m == cells.m[row]])
+        if not cells.converged[row]:
+            return f"no η̃ tried {where} trains"
+        if len(tried) == 1 and not cells.rates_given:
+            return f"one η̃ only was tried {where}"
+        if len(tried) > 1 and cells.rate[row] in (tried[0], tried[-1]):
+            return f"the best η̃ {where}, {format_power(cells.rate[row])}, is at an edge of those tried"
+    return ""
 
 
 def _mean_at(cells: Cells, rows: Array) -> float:
@@ -307,24 +325,54 @@ def pooled(score: Array, paired: bool) -> tuple[float, int]:
     df = (len(score) - paired) * (score.shape[1] - 1)
     if df <= 0:
         return float("nan"), 0
+    return float((_residuals(score, paired) ** 2).sum() / df), df
+
+
+def _residuals(score: Array, paired: bool) -> Array:
     rest = score - score.mean(axis=1, keepdims=True)
-    if paired:
-        rest = rest - rest.mean(axis=0, keepdims=True)
-    return float((rest**2).sum() / df), df
+    return np.asarray(rest - rest.mean(axis=0, keepdims=True) if paired else rest)
 
 
-def interval(quantity: Quantity, column: str = "score") -> tuple[float, float, float, int]:
+def interval(quantity: Quantity, column: str = "score") -> tuple[float, float, float, float]:
     """Mean over seeds of a known quantity, its 95 % interval (low, high) and degrees of freedom."""
-    values = sum((w * getattr(c, column)).sum(axis=0) for c, w in quantity.weights.items())
-    seeds = len(values)
-    paired = bool(np.allclose(sum(w.sum(axis=0) for w in quantity.weights.values()), 0))
-    variance, df = pooled(np.concatenate([getattr(c, column)[c.converged] for c in quantity.weights]), paired)
-    weights = sum(float((w**2).sum()) for w in quantity.weights.values())
-    error = np.sqrt(variance * (weights + quantity.contested)) / seeds
-    if df == 0 or any(w[~c.converged].any() for c, w in quantity.weights.items()):
-        error, df = values.std(ddof=1) / np.sqrt(seeds), seeds - 1
-    effect, reach = float(values.mean()), float(stdtrit(df, 0.975) * error)
+    weights = quantity.weights
+    figures = np.array([(w * getattr(c, column)).sum(axis=0) for c, w in weights.items()])  # (figures, seeds)
+    values, seeds = figures.sum(axis=0), figures.shape[1]
+    cancels = [bool(np.allclose(w.sum(axis=0), 0)) for w in weights.values()]
+    terms = [t for (c, w), paired in zip(weights.items(), cancels, strict=True) for t in _terms(c, w, column, paired)]
+    if not terms:  # a difference of a cell and itself
+        reach, df = 0.0, seeds - 1.0
+    elif any(w[~c.converged].any() for c, w in weights.items()) or not all(df > 0 for _, df, _ in terms):
+        reach, df = _reach(np.array([values.var(ddof=1) / seeds]), np.array([seeds - 1.0]))
+    else:
+        variances, dfs, squares = np.array(terms).T
+        contested = 1 + quantity.contested / squares.sum()
+        reach, df = _reach(contested * variances * squares / seeds**2, dfs)
+        if len(figures) > 1 and not all(cancels):
+            welch = _reach(figures.var(axis=1, ddof=1) / seeds, np.full(len(figures), seeds - 1.0))
+            reach, df = max((reach, df), welch)
+    effect = float(values.mean())
     return effect, effect - reach, effect + reach, df
+
+
+def _terms(cells: Cells, weight: Array, column: str, paired: bool) -> list[tuple[float, float, float]]:
+    """Variance within cells, its degrees of freedom and Σ w² for each m that has weight."""
+    score, m = getattr(cells, column)[cells.converged], cells.m[cells.converged]
+    rest = _residuals(score, paired) ** 2
+    each = (len(score) - paired) * (score.shape[1] - 1) / max(1, len(score))  # degrees of freedom of one cell
+    terms = []
+    for size in np.unique(cells.m[weight.any(axis=1)]):
+        df = each * float((m == size).sum())
+        variance = float(rest[m == size].sum() / df) if df > 0 else 0.0
+        terms.append((variance, df, float((weight[cells.m == size] ** 2).sum())))
+    return terms
+
+
+def _reach(variances: Array, dfs: Array) -> tuple[float, float]:
+    """Half a 95 % t-interval and its degrees of freedom (Satterthwaite) for a sum of independent estimates."""
+    total = float(variances.sum())
+    df = total**2 / float((variances**2 / dfs).sum()) if total > 0 else float(dfs.sum())
+    return float(stdtrit(df, 0.975)) * total**0.5, df
 
 
 Decide = Callable[[float, float], str]
@@ -333,6 +381,11 @@ Decide = Callable[[float, float], str]
 def higher(label: str, quantity: Quantity) -> Part:
     """Whether it is above 0: refuted from the interval below 0 or, unless wholly above, within a point of it."""
     return _part(label, quantity, _is_higher)
+
+
+def leads(label: str, quantity: Quantity) -> Part:
+    """Whether it is above 0, of a group that is said to hold the best: a tie leaves it open."""
+    return _part(label, quantity, _is_ahead)
 
 
 def clearly_higher(label: str, quantity: Quantity) -> Part:
@@ -362,6 +415,10 @@ def _is_higher(low: float, high: float) -> str:
     if low > 0:
         return SUPPORTED
     return REFUTED if high <= 0 or (low >= -POINT and high <= POINT) else UNDECIDED
+
+
+def _is_ahead(low: float, high: float) -> str:
+    return SUPPORTED if low > 0 else REFUTED if high <= 0 else UNDECIDED
 
 
 def _is_clear(low: float, high: float) -> str:

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from smallbatch.config import format_power
+from smallbatch.config import ConfigError, format_power
 from smallbatch.files import replacing
 from smallbatch.paper import paths
 from smallbatch.paper.collect import FigureRuns
+from smallbatch.paper.evidence import least_reliable
 
 STYLE = {
     "font.size": 9,
@@ -45,7 +46,7 @@ def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
         note = f"INCOMPLETE: {len(runs.frame)} of {total} runs. {note}"
     title = f"{runs.title} ({runs.stand_in.partition(':')[0]})" if runs.stand_in else runs.title
     if runs.curves is not None:
-        return convergence(runs.curves, title, note)
+        return convergence(_whole_curves(runs), title, note)
     return {"sweep": sweep, "bn_batch": bn_batch, "variance": variance}[runs.draw](runs.frame, title, note)
 
 
@@ -75,7 +76,13 @@ def sweep(frame: pd.DataFrame, title: str, note: str) -> Figure:
 
 
 def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:
-    """Test accuracy against the BN batch, a curve per SGD batch, whose right end is a BN batch equal to it."""
+    """Test accuracy against the BN batch, a curve per SGD batch, whose right end is a BN batch equal to it.
+
+    Raises ConfigError where an SGD batch has several η̃.
+    """
+    if frame.groupby("batch_size")["base_lr"].nunique().max() > 1:
+        tried = ", ".join(format_power(rate) for rate in sorted(frame["base_lr"].unique()))
+        raise ConfigError(f"{title}: has one η̃ for each SGD batch; choose one with base_lr=…, of {tried}")
     cells = _cells(frame, ["batch_size", "bn_batch_size"])
     with _style():
         figure = Figure(figsize=(6.6, 4.4), layout="constrained")
@@ -91,7 +98,10 @@ def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:
 
 
 def convergence(curves: pd.DataFrame, title: str, note: str) -> Figure:
-    """Training and test accuracy against epochs, a curve per m, the mean over seeds; a cross where one diverged."""
+    """Training and test accuracy against epochs, a curve per m, the mean over seeds; a cross where one diverged.
+
+    `curves` as `_whole_curves` gives them.
+    """
     with _style():
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
@@ -100,20 +110,33 @@ def convergence(curves: pd.DataFrame, title: str, note: str) -> Figure:
             for m, colour in zip(sizes, _palette("viridis", len(sizes)), strict=True):
                 line = 100 * curves[curves["batch_size"] == m].groupby("epoch")[column].mean()
                 axes.plot(line.index, line, color=colour, lw=1.4, marker="o", ms=2.5, label=f"{m}")
-                lost = curves[(curves["batch_size"] == m) & curves["train_loss"].isna()]
-                axes.plot(lost["epoch"], 100 * lost[column], "x", color=colour, ms=7, mew=1.8)
+                lost = curves[(curves["batch_size"] == m) & curves["lost"]]
+                axes.plot(lost["epoch"], line[lost["epoch"]], "x", color=colour, ms=7, mew=1.8)
             axes.set(xlabel="epoch", title=f"{name} accuracy")
             axes.set_xlim(0, curves["epoch"].max() * 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel("accuracy (%)")
         panels[1].tick_params(labelleft=False)
         panels[1].legend(title="m", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
-        if curves["train_loss"].isna().any():
-            note += "\nCrosses: diverged in this epoch."
+        if curves["lost"].any():
+            note += "\nCrosses: a run diverged in this epoch, and counts as chance from there."
         _caption(
             figure, title, f"{note} Training accuracy is measured during the epoch, with the weights as they move."
         )
     return figure
+
+
+def _whole_curves(runs: FigureRuns) -> pd.DataFrame:
+    """Rows for all epochs of each run, at chance from where it diverged; `lost`: it did so in this one."""
+    assert runs.curves is not None
+    epochs, chance = int(runs.frame["epochs"].max()), runs.frame["chance"].iloc[0]
+    lost = runs.curves.assign(lost=runs.curves["train_loss"].isna())
+    lost.loc[lost["lost"], ["train_accuracy", "test_accuracy"]] = chance
+    index = pd.MultiIndex.from_product([lost["key"].unique(), range(1, epochs + 1)], names=["key", "epoch"])
+    whole = lost.set_index(["key", "epoch"]).reindex(index).reset_index()
+    whole["batch_size"] = whole["key"].map(lost.drop_duplicates("key").set_index("key")["batch_size"])
+    whole["lost"] = whole["lost"].eq(True)
+    return whole.fillna({"train_accuracy": chance, "test_accuracy": chance})
 
 
 def best(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
@@ -138,9 +161,9 @@ def best(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
 
 
 def rate_range(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
-    """The η̃ that train reliably against m, a panel per setting: a bar from the lowest to the highest.
+    """The η̃ that train reliably against m, a panel per setting: a bar over each.
 
-    Reliable: every seed reaches chance + ½ (best score of the setting − chance).
+    Reliable: every seed reaches chance + ½ (best score of the setting − chance), as `evidence.py` has it.
     """
     with _style():
         columns = min(4, len(parts))
@@ -166,21 +189,30 @@ def rate_range(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
 
 
 def _range_panel(axes: Axes, frame: pd.DataFrame) -> None:
-    chance = frame["chance"].iloc[0]
+    best, chance, images = 100 * frame["score"].max(), 100 * frame["chance"].iloc[0], int(frame["test_images"].iloc[0])
     cells = frame.groupby(["batch_size", "base_lr"])["score"].agg(["mean", "min"]).reset_index()
-    cells["reliable"] = cells["min"] >= chance + 0.5 * (cells["mean"].max() - chance)
+    cells["reliable"] = 100 * cells["min"] >= least_reliable(best, chance, images, 0.5)
     for m in sorted(cells["batch_size"].unique()):
         some = cells[cells["batch_size"] == m]
         axes.plot([m, m], [some["base_lr"].min(), some["base_lr"].max()], color="0.88", lw=9, solid_capstyle="butt")
         good = some[some["reliable"]]
+        tried = np.sqrt(some["base_lr"].to_numpy()[1:] * some["base_lr"].to_numpy()[:-1])  # half-way between them
+        ends = np.array([some["base_lr"].min() / 2**0.4, *tried, some["base_lr"].max() * 2**0.4])
+        for low, high, flag in zip(ends, ends[1:], some["reliable"], strict=False):
+            if flag:
+                axes.plot([m, m], [low, high], color="#31688e", lw=7, solid_capstyle="butt")
         if len(good):
-            low, high = good["base_lr"].min() / 2**0.4, good["base_lr"].max() * 2**0.4
-            axes.plot([m, m], [low, high], color="#31688e", lw=7, solid_capstyle="butt")
             axes.plot(m, good["base_lr"][good["mean"].idxmax()], "o", color="white", ms=3.5)
 
 
 def variance(frame: pd.DataFrame, title: str, note: str) -> Figure:
-    """T1: tr Cov of an update against m, raw and less the finite-population factor, and the line of slope 1."""
+    """T1: tr Cov of an update against m, raw and less the finite-population factor, and the line of slope 1.
+
+    Raises ConfigError for runs that did not measure it.
+    """
+    frame = frame[frame["batch_size"] < frame["train_images"]]
+    if "update_variance" not in frame or frame.empty:
+        raise ConfigError(f"{title}: drawn of runs with optimizer=still, of m below the number of images")
     size = frame["train_images"].iloc[0]
     grouped = frame.groupby("batch_size")["update_variance"]
     raw = grouped.mean()
@@ -266,7 +298,7 @@ def _palette(name: str, count: int) -> np.ndarray:
 
 def _caption(figure: Figure, title: str, note: str, any_lost: bool = False) -> None:
     if any_lost:
-        note += "\nCrosses in the band below chance (dotted): diverged, scored at chance."
+        note += "\nCrosses in the band below chance (dotted): points of which a run diverged; it scores chance."
     width = figure.get_figwidth()
     figure.suptitle(fill(title, int(10 * width)), fontsize=11, weight="bold", x=0.01, ha="left")
     lines = [fill(line, int(16 * width)) for line in note.splitlines()]

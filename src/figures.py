@@ -20,7 +20,7 @@ from textwrap import shorten
 import pandas as pd
 
 from smallbatch import notebook, store
-from smallbatch.compose import compose, refuse_store
+from smallbatch.compose import command, compose, refuse_store
 from smallbatch.config import ConfigError, LoggerKind
 from smallbatch.files import write_text
 from smallbatch.lookup import Ended
@@ -37,10 +37,8 @@ MOST_NAMED = 20  # missing runs of one figure
 
 def main() -> None:
     """Draw what was asked for; a wrong use is one line and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
+    parser = command(__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="pictures (default: %(default)s)")
-    parser.add_argument("words", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     settings = [word for word in arguments.words if word.startswith(("logger=", "wandb."))]
     words = [word for word in arguments.words if word not in settings and not word.startswith("source=")]

@@ -10,15 +10,13 @@ and kept in outputs/calibration.json. Nothing is downloaded or trained. `at most
 their price.
 """
 
-import argparse
 import platform
 import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from smallbatch import store
-from smallbatch.compose import compose, refuse_store
+from smallbatch.compose import command, compose, refuse_store
 from smallbatch.config import ConfigError
 from smallbatch.data import describe, published
 from smallbatch.grid import Point, Rates, expand, figure_config, figure_names
@@ -44,10 +42,7 @@ class Row:
 
 def main() -> None:
     """Print the table; a wrong use is one line and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
-    parser.add_argument("words", nargs="+", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = command(__doc__, "+").parse_args()
     given = [word for word in arguments.words if not word.startswith("hydra")]  # how to launch, of train.py
     prices = Prices(arguments.store.parent / "calibration.json", lambda line: print(line, file=sys.stderr))
     try:

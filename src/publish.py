@@ -7,14 +7,13 @@
 It is all the same whether a run was trained offline, with W&B away, or without W&B.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from smallbatch import store, tracking
-from smallbatch.compose import compose
+from smallbatch.compose import command, compose, refuse_store
 from smallbatch.config import ConfigError
 from smallbatch.store import DamagedRun, Record
 from smallbatch.table import parse_choice, select, table
@@ -22,13 +21,11 @@ from smallbatch.table import parse_choice, select, table
 
 def main() -> None:
     """Upload what was asked for. Exit status 1 if something is left."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
-    parser.add_argument("words", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = command(__doc__).parse_args()
     settings = [word for word in arguments.words if word.startswith("wandb.")]
     where = [word for word in arguments.words if word not in settings]
     try:
+        refuse_store(arguments.words)
         cfg = compose([*settings, "wandb.mode=online", f"store={arguments.store}"])
         place = tracking.settled(tracking.Place.of(cfg), print)
         records = _chosen(arguments.store, where)

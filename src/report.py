@@ -8,14 +8,12 @@ the figure's runs, and the commands that make them. Without a login it prints wh
 It needs: pip install wandb-workspaces
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from smallbatch import store
-from smallbatch.compose import compose
+from smallbatch.compose import command, compose, refuse_store
 from smallbatch.config import ConfigError
 from smallbatch.lookup import Ended
 from smallbatch.paper.claims import judge
@@ -38,12 +36,10 @@ class Section:
 
 def main() -> None:
     """Create the report, or print it where nobody is logged in."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
-    parser.add_argument("words", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = command(__doc__).parse_args()
     settings = [word for word in arguments.words if word.startswith("wandb.")]
     try:
+        refuse_store(arguments.words)
         place = Place.of(compose([*settings, f"store={arguments.store}"]))
         asked = Asked.of([word for word in arguments.words if word not in settings])
         parts, claims = contents(asked, Ended(store.ended(arguments.store)))

@@ -1,5 +1,6 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
+import argparse
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,14 @@ def _in_one_line(error: HydraException) -> str:
     if unknown:
         return no_setting(unknown[1], compose([]))
     return ": ".join(lines).removeprefix("Error merging override ")
+
+
+def command(doc: str | None, count: str = "*") -> argparse.ArgumentParser:
+    """The parser of a command on the run folders: `--store`, and `count` words key=value."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
+    parser.add_argument("words", nargs=count, metavar="key=value")
+    return parser
 
 
 def refuse_store(words: list[str]) -> None:

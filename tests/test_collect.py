@@ -109,6 +109,17 @@ def test_a_stand_in_says_so_in_title_and_caption():
     assert figure._supxlabel.get_text().startswith("Stand-in, not ImageNet: ResNet-8 on digits.")
 
 
+def test_no_network_of_ones_own_is_a_stand_in():
+    runs = runs_of("fig12", "smoke", "model=alexnet")
+    assert collect("fig12", "smoke", ["model=alexnet"], compose, ended(*map(record, runs))).stand_in == ""
+
+
+def test_settings_are_told_apart_by_their_data_where_these_differ():
+    parts = [collect(n, "smoke", [], compose, ended(*map(record, runs_of(n)))) for n in ("fig05", "fig07", "fig08")]
+    labels = [text.get_text() for text in figures.best(parts, "Title", "note").axes[0].get_legend().get_texts()]
+    assert labels == ["fig05: alexnet BN, digits", "fig07: resnet32 BN", "fig08: resnet32 BN, augmented"]
+
+
 def test_an_incomplete_figure_says_how_much_is_there():
     runs = runs_of("fig05")
     figure = figures.draw(collect("fig05", "smoke", [], compose, ended(*map(record, runs[:4]))))

@@ -188,7 +188,7 @@ class Figure:
     scales: dict[str, Any] = field(default_factory=dict)  # by scale: a product of axes, or a list of such
     rates_of: str | None = None  # base_lr=best: each batch_size takes the best η̃ of this figure's runs
     of: list[str] = field(default_factory=list)  # a summary: trains nothing, draws these figures' runs
-    stand_in: dict[str, str] = field(default_factory=dict)  # by scale: what its runs do not show
+    stand_in: dict[str, str] = field(default_factory=dict)  # by scale: "not X: Y", what its runs show instead
 
 
 @dataclass

@@ -80,7 +80,8 @@ def collect(name: str, scale: str, words: list[str], compose: Compose, ended: En
         rates = best_rates(ended, compose, ended.describe)
         grid = expand([f"figure={name}", f"scale={scale}", *words], compose, ended.describe, rates)
         records, missing = ended.of(grid.points, not any(word.startswith("seed=") for word in words))
-    stand_in = f"stand-in, not ImageNet: {figure.stand_in[scale]}" if scale in figure.stand_in else ""
+    own = any(word.startswith(("model=", "data=")) for word in words)  # and so no stand-in for the paper's
+    stand_in = f"stand-in, {figure.stand_in[scale]}" if scale in figure.stand_in and not own else ""
     return FigureRuns(
         name,
         scale,

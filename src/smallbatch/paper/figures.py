@@ -149,7 +149,9 @@ def best(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
             tops = _tops(part.frame)
             sizes |= set(tops.index)
             marker = "os^Dv<>p*hX"[place % 11]
-            axes.plot(tops.index, tops["mean"], color=colour, lw=1.4, marker=marker, ms=5, label=_setting_label(part))
+            axes.plot(
+                tops.index, tops["mean"], color=colour, lw=1.4, marker=marker, ms=5, label=_setting_label(part, parts)
+            )
             edge = tops[tops["edge"]]
             axes.plot(edge.index, edge["mean"], ls="", color=colour, marker=marker, ms=5, mfc="white")
         _power_axis(axes, sorted(sizes))
@@ -172,7 +174,7 @@ def rate_range(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, part in zip(grid, parts, strict=False):
             _range_panel(axes, part.frame)
-            axes.set_title(_setting_label(part))
+            axes.set_title(fill(_setting_label(part, parts), 38))
         for axes in grid[len(parts) :]:
             axes.set_visible(False)
         _power_axis(grid[0], sorted({m for part in parts for m in part.frame["batch_size"]}), crowded=6)
@@ -269,13 +271,15 @@ def _incomplete(parts: Sequence[FigureRuns]) -> str:
     return f"INCOMPLETE: runs of {', '.join(lacking)} are missing. " if lacking else ""
 
 
-def _setting_label(part: FigureRuns) -> str:
-    """Network, norm and what else tells settings apart, in a few words: `fig08: resnet32 BN, augmented`."""
+def _setting_label(part: FigureRuns, parts: Sequence[FigureRuns]) -> str:
+    """Network, norm and what else tells settings apart, in a few words: `fig09: resnet32 BN, augmented, cifar100`."""
+    data = pd.Series([p.frame["data"].iloc[0] for p in parts])
     first = part.frame.iloc[0]
     norm = {"none": "no BN", "batch": "BN", "group": "GN"}[first["norm"]]
     if first["norm"] == "batch" and first["norm.layers"] == "conv":
         norm = "BN in conv"
     extra = [w for w, on in (("augmented", first["data.augment"]), ("warm-up", first["schedule.warmup"] > 0)) if on]
+    extra += [first["data"]] if first["data"] != data.mode()[0] else []
     name = f"{part.name}: " if part.name.startswith("fig") else ""
     return ", ".join([f"{name}{first['model']} {norm}", *extra])
 

@@ -196,13 +196,13 @@ def _range_panel(axes: Axes, frame: pd.DataFrame) -> None:
     cells["reliable"] = 100 * cells["min"] >= least_reliable(best, chance, images, 0.5)
     for m in sorted(cells["batch_size"].unique()):
         some = cells[cells["batch_size"] == m]
-        axes.plot([m, m], [some["base_lr"].min(), some["base_lr"].max()], color="0.88", lw=9, solid_capstyle="butt")
-        good = some[some["reliable"]]
-        tried = np.sqrt(some["base_lr"].to_numpy()[1:] * some["base_lr"].to_numpy()[:-1])  # half-way between them
-        ends = np.array([some["base_lr"].min() / 2**0.4, *tried, some["base_lr"].max() * 2**0.4])
-        for low, high, flag in zip(ends, ends[1:], some["reliable"], strict=False):
-            if flag:
+        rates = some["base_lr"].to_numpy(float)
+        ends = [rates[0] / 2**0.4, *np.sqrt(rates[1:] * rates[:-1]), rates[-1] * 2**0.4]  # half-way between those tried
+        axes.plot([m, m], [ends[0], ends[-1]], color="0.88", lw=9, solid_capstyle="butt")
+        for low, high, trains in zip(ends[:-1], ends[1:], some["reliable"], strict=True):
+            if trains:
                 axes.plot([m, m], [low, high], color="#31688e", lw=7, solid_capstyle="butt")
+        good = some[some["reliable"]]
         if len(good):
             axes.plot(m, good["base_lr"][good["mean"].idxmax()], "o", color="white", ms=3.5)
 

@@ -78,7 +78,7 @@ def _parts(claim: Claim, evidence: Evidence) -> list[Part]:
             parts.extend(test(evidence))
         except Undecided as why:
             parts.append(Part(str(why), UNDECIDED))
-    return parts
+    return list(dict.fromkeys(parts))  # several tests of one figure may lack the same
 
 
 def _verdict(parts: list[Part]) -> str:

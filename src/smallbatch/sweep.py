@@ -48,13 +48,13 @@ def _train_stage(arguments: list[str], compose: Compose, launch: Launch, cfg: Di
     found = {} if cfg.overwrite else _ended(grid.points, folders)
     missing = _trainable(grid, [p for p in grid.points if p.run.key not in found], compose)
     _say_plan(grid, len(found), missing)
-    _say_price(missing, Prices(folders.parent / "calibration.json"))
+    costs = _price(missing, Prices(folders.parent / "calibration.json"))
     common = tracking.for_points(cfg, grid, arguments) if missing else []
     # The longest first, so that processes in parallel end together.
-    missing.sort(key=cost, reverse=True)
+    missing.sort(key=lambda point: costs[point.run.key], reverse=True)
     before = {p.run.key: _ended_at(folders, p) for p in missing}
     interrupted = False
-    with Progress(missing, folders, before, len(grid.points)):
+    with Progress(missing, folders, before, len(grid.points), costs):
         try:
             _launch_all(missing, folders, before, launch, common)
         except KeyboardInterrupt:
@@ -68,11 +68,6 @@ def _train_stage(arguments: list[str], compose: Compose, launch: Launch, cfg: Di
 
 def _best_rates(folders: Path, compose: Compose) -> Rates:
     return best_rates(Ended(store.ended(folders)), compose, describe)
-
-
-def cost(point: Point) -> float:
-    """Relative price of a run: an update costs about as much as 5 images more (`src/benchmark.py`, AlexNet)."""
-    return point.updates * (point.run.batch_size + 5.0)
 
 
 def _ended(points: list[Point], folders: Path) -> dict[str, float]:
@@ -134,18 +129,24 @@ def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
     )
 
 
-def _say_price(missing: list[Point], prices: Prices) -> None:
-    """The time on this machine if nothing diverges; not measured for a grid that may be over sooner than measured."""
-    work = sum(cost(point) * math.prod(point.images.shape[:2]) / 1024 for point in missing)
-    if not missing:
-        return
-    if work < WORTH_MEASURING and not all(prices.knows(p.run, p.images.shape) for p in missing):
+def _price(missing: list[Point], prices: Prices) -> dict[str, float]:
+    """What each run costs, by key: seconds on this machine if it does not diverge, and prints their sum.
+
+    Not measured for a grid that may be over sooner; then in proportion, an update costing about as much as 5 images
+    more (`src/benchmark.py`, AlexNet).
+    """
+    rough = {p.run.key: p.updates * (p.run.batch_size + 5.0) * math.prod(p.images.shape[:2]) / 1024 for p in missing}
+    if sum(rough.values()) < WORTH_MEASURING and not all(prices.knows(p.run, p.images.shape) for p in missing):
         print("not priced in time, being so few images; python src/plan.py measures it", flush=True)
-        return
-    seconds = sum(
-        prices.seconds(p.run, p.updates, p.images.test_size, p.images.shape, p.images.classes) for p in missing
-    )
-    print(f"at most {words(seconds)} of one process on this machine, less where runs diverge", flush=True)
+        return rough
+    seconds = {
+        p.run.key: prices.seconds(p.run, p.updates, p.images.test_size, p.images.shape, p.images.classes)
+        for p in missing
+    }
+    if missing:
+        total = words(sum(seconds.values()))
+        print(f"at most {total} of one process on this machine, less where runs diverge", flush=True)
+    return seconds
 
 
 def _launch_all(missing: list[Point], folders: Path, before: dict[str, Any], launch: Launch, common: list[str]) -> None:
@@ -194,10 +195,13 @@ def _share(path: Path, point: Point) -> float:
 class Progress:
     """While it is entered: watches the run folders, whoever trains them, and prints each run that ends."""
 
-    def __init__(self, points: list[Point], folders: Path, before: dict[str, Any], total: int) -> None:
+    def __init__(
+        self, points: list[Point], folders: Path, before: dict[str, Any], total: int, costs: dict[str, float]
+    ) -> None:
+        self.costs = costs
         self.waiting, self.folders, self.before, self.total = list(points), folders, before, total
         self.counts: Counter[str] = Counter({"skipped": total - len(points)})
-        self.price = sum(map(cost, points))
+        self.price = sum(costs[point.run.key] for point in points)
         self.paid = self.begun = 0.0
         self.start = self.printed = time.monotonic()
         self.stop = threading.Event()
@@ -225,11 +229,11 @@ class Progress:
             if status in (*store.ENDED, "failed"):
                 self.waiting.remove(point)
                 self.counts[status] += 1
-                self.paid += cost(point)
+                self.paid += self.costs[point.run.key]
                 self._print_end(point)
             elif status == "elsewhere":
                 running += 1
-                begun += cost(point) * _share(store.folder(self.folders, point.run), point)
+                begun += self.costs[point.run.key] * _share(store.folder(self.folders, point.run), point)
         self.begun = begun
         if self.live and self.waiting:
             print(f"\r\033[K{self._line(running)}", end="", flush=True)

@@ -21,7 +21,7 @@ import pandas as pd
 
 from smallbatch import notebook, store
 from smallbatch.compose import command, compose, refuse_store
-from smallbatch.config import ConfigError, LoggerKind
+from smallbatch.config import ConfigError, LoggerKind, NotYet
 from smallbatch.files import write_text
 from smallbatch.lookup import Ended
 from smallbatch.paper import figures, report
@@ -117,33 +117,56 @@ def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace)
     asked = Asked.of(words)
     pictures: dict[str, Picture] = {}
     verdicts, paths = {}, []
+    problems: dict[str, None] = {}
     for scale in asked.scales:
-        gathered, problems = gather(asked, scale, compose, ended)
-        for runs in (gathered[name] for name in asked.figures if name in gathered):
-            stem = runs.name if runs.draw == "paths" else "-".join([runs.name, scale, *map(_file_name, asked.changes)])
-            try:
-                files = [] if stem in pictures else _draw(runs, gathered, asked.changes, arguments.out / stem)
-            except ConfigError as problem:  # such as several η̃ where one is drawn
-                problems.append(str(problem))
-                print(f"not drawn: {problem}")
-                continue
-            if files:
-                pictures[stem] = Picture(runs, files[0])
-                paths += files
-        if problems and asked.by_name and len(asked.scales) == 1:
-            raise ConfigError("; ".join(problems))
+        gathered, wrong = gather(asked, scale, compose, ended)
+        paths += _draw_scale(asked, scale, gathered, arguments.out, pictures, wrong)
+        if wrong and asked.by_name and len(asked.scales) == 1:
+            raise ConfigError("; ".join(map(str, wrong)))
+        problems |= dict.fromkeys(str(problem) for problem in wrong if not isinstance(problem, NotYet))
         if any(len(runs.frame) for runs in gathered.values()):
             verdicts[scale] = judge(gathered)
-    if not pictures:
-        raise ConfigError(f"no run of {' '.join(words)} is there; train: python src/train.py -m {' '.join(words)}")
+    if not pictures or not (asked.by_name or verdicts):
+        named = " ".join(words if asked.by_name else ["figure=all", *words])
+        nothing = f"no run of {named} is there; train: python src/train.py -m {named}"
+        raise ConfigError(next(iter(problems), nothing))
     if asked.by_name:
         return Drawn(paths)
+    if problems:
+        print(*(f"not drawn: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     others = set(ended.records).difference(*(picture.runs.frame.get("key", ()) for picture in pictures.values()))
     if others and not words:
         text = "1 run belongs" if len(others) == 1 else f"{len(others)} runs belong"
         print(f"{text} to no figure; choose such by the columns of `python src/runs.py list`, as in model=… data=…")
     page = _conclude(list(pictures.values()), verdicts, ended, arguments)
     return Drawn(paths, verdicts, page)
+
+
+def _draw_scale(
+    asked: Asked,
+    scale: str,
+    gathered: dict[str, FigureRuns],
+    out: Path,
+    pictures: dict[str, Picture],
+    problems: list[ConfigError],
+) -> list[Path]:
+    """Draw what one scale has, adding to `pictures` by stem, and to `problems`; returns the files."""
+    paths = []
+    for runs in (gathered[name] for name in asked.figures if name in gathered):
+        stem = runs.name if runs.draw == "paths" else "-".join([runs.name, scale, *map(_file_name, asked.changes)])
+        if stem in pictures:
+            continue
+        try:
+            files = _draw(runs, gathered, asked.changes, out / stem)
+        except ConfigError as problem:  # such as several η̃ where one is drawn
+            problems.append(problem)
+            continue
+        if files:
+            pictures[stem] = Picture(runs, files[0])
+        elif len(asked.figures) > 1 and asked.by_name and len(asked.scales) == 1:
+            print(f"{runs.name}: no runs; train: python src/train.py -m figure={runs.name} scale={scale}")
+        paths += files
+    return paths
 
 
 def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str], stem: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from smallbatch import store
 from smallbatch.compose import command, compose, refuse_store
 from smallbatch.config import ConfigError
 from smallbatch.data import describe, published
+from smallbatch.data.sources import PUBLISHED
 from smallbatch.grid import Point, Rates, expand, figure_config, figure_names
 from smallbatch.lookup import Ended, best_rates
 from smallbatch.price import Prices, expected_share, processes, words
@@ -57,8 +58,8 @@ def main() -> None:
 def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
     """A row a figure, and the total, in which runs that figures share count once. Raises ConfigError."""
     rows, total, seen = [], Row("all together"), set()
-    for name, line in _lines(arguments):
-        points, guessed = _points(line, ended)
+    grids = [(name, *_points(line, ended)) for name, line in _lines(arguments)]  # what is wrong comes before measuring
+    for name, points, guessed in grids:
         row = Row(name + ("*" if guessed else ""))
         for point in sorted(points, key=lambda point: point.run.key in ended.records):  # to be measured before checked
             entry = _price(point, ended, prices)
@@ -75,6 +76,10 @@ def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
             f"Check: finished runs that this machine trained: {total.checked}; they took {words(total.took)}, "
             f"priced at {words(total.priced)} (× {total.priced / total.took:.2f})."
         )
+    whole = (point.images for _, points, _ in grids for point in points if point.run.data["train_size"] is None)
+    for name, here in sorted({(images.name, images.train_size) for images in whole if images.name in PUBLISHED}):
+        if here != PUBLISHED[name][2]:
+            print(f"{name} has {here:,} training images here, of {PUBLISHED[name][2]:,} published.")
     if any(row.name.endswith("*") for row in rows):
         print("* takes the best η̃ of runs that are not there yet; any η̃ costs as much if nothing diverges.")
 

@@ -22,7 +22,10 @@ def main(cfg: DictConfig) -> None:
     alone = not cfg.grid_point
     try:
         if cfg.figure:
-            raise ConfigError(f"figure={cfg.figure.name} is a grid: python src/train.py -m figure={cfg.figure.name}")
+            name = cfg.figure.name
+            if name != "all" and not cfg.figure.scales:
+                raise ConfigError(f"figure={name} trains nothing: python src/figures.py figure={name}")
+            raise ConfigError(f"figure={name} is a grid: python src/train.py -m figure={name}")
         if cfg.scale.name != "paper":
             raise ConfigError(f"scale={cfg.scale.name} belongs to figures: python src/train.py -m figure=… scale=…")
         run = make_run(cfg)

@@ -75,7 +75,8 @@ def test_rows_are_chosen_by_values_as_typed(folder):
     frame = table(store.ended(folder).values())
     assert len(select(frame, {"base_lr": ["1/512"], "seed": ["0"]})) == 3
     assert len(select(frame, {"batch_size": ["2", "8"], "data.augment": ["false"]})) == 8
-    assert select(frame, {"batch_size": ["4"]}).empty
+    with pytest.raises(ConfigError, match=r"^batch_size=4: no run has that; there is 2, 32, 8$"):
+        select(frame, {"batch_size": ["4"]})
     with pytest.raises(ConfigError, match=r"no such column; did you mean batch_size\?$"):
         select(frame, {"batchsize": ["4"]})
     with pytest.raises(ConfigError, match=r"did you mean source\?"):
@@ -174,6 +175,26 @@ def test_a_figure_without_runs_says_how_to_train_it(folder, tmp_path, command):
     status, _ = command(figures_command, *words)
     assert "python src/train.py -m figure=fig01" in str(status)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scale_without_runs_leaves_the_page_of_another(folder, tmp_path, command):
+    where = ["--store", folder, "--out", tmp_path / "out"]
+    command(figures_command, *where)
+    page = (tmp_path / "out" / "index.html").read_bytes()
+    assert "train.py -m figure=all scale=reduced" in str(command(figures_command, *where, "scale=reduced")[0])
+    assert (tmp_path / "out" / "index.html").read_bytes() == page
+
+
+def test_a_misspelt_word_is_named_whatever_the_scale(folder, tmp_path, command):
+    where = ["--store", folder, "--out", tmp_path / "out", "figure=fig01"]
+    assert "no setting scal; did you mean scale?" in str(command(figures_command, *where, "scal=smoke")[0])
+
+
+def test_of_several_figures_those_without_runs_are_named(folder, tmp_path, command):
+    where = ["--store", folder, "--out", tmp_path / "out", "scale=smoke"]
+    status, output = command(figures_command, *where, "figure=fig01,fig02")
+    assert status == 0
+    assert "fig02: no runs; train: python src/train.py -m figure=fig02 scale=smoke" in output
 
 
 def test_chosen_runs_that_do_not_belong_together_are_refused(folder, tmp_path, command):

@@ -260,10 +260,16 @@ def test_a_figure_is_a_union_of_products_and_later_settings_win(root):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("title", "figure=drawn: .*title"), ("axes", r"figure=drawn: scales\.smoke must be axes")],
+    [
+        ("title", "figure=drawn: .*title"),
+        ("axes", r"figure=drawn: scales\.smoke must be axes"),
+        ("scales", "figure=drawn: has no scales"),
+        ("setting", r"^figure=drawn scale=smoke: epoch=3: there is no setting epoch; did you mean epochs\?"),
+    ],
 )
 def test_a_figure_that_lacks_something_is_refused_in_one_line(missing, message):
-    figure = OmegaConf.structured(Figure(name="drawn", title="t", scales={"smoke": 3 if missing == "axes" else {}}))
+    given = {"axes": {"smoke": 3}, "scales": {}, "setting": {"smoke": {"epoch": 3}}}
+    figure = OmegaConf.structured(Figure(name="drawn", title="t", scales=given.get(missing, {"smoke": {}})))
     if missing == "title":
         figure.title = "???"
 

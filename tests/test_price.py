@@ -193,6 +193,24 @@ def test_a_plan_needs_no_data_and_fetches_none(tmp_path, monkeypatch, capsys, me
     assert row(output, "fig12")[1] == "182"
 
 
+def test_a_plan_says_that_the_data_here_are_a_part_of_the_published(tmp_path, root, monkeypatch, capsys, measured):
+    words = ["--store", tmp_path / "runs", "batch_size=2", "data=cifar10", "base_lr=1/512", f"data.root={root}"]
+    assert "cifar10 has 10,240 training images here, of 50,000 published" in run_plan(monkeypatch, capsys, *words)[1]
+    assert "published" not in run_plan(monkeypatch, capsys, *words, "data.train_size=100")[1]
+
+
+def test_what_is_measured_is_told_apart(points):
+    run = points[0].run
+    still = replace(run, optimizer={"_target_": "smallbatch.training.still.Still", "name": "still"})
+    conv = replace(run, norm=run.norm | {"kind": "batch", "layers": "conv"})
+    labels = [price._label(r, SHAPE) for r in (run, still, conv)]
+    assert labels == [
+        "alexnet, 32×32, m = 2",
+        "alexnet, still, 32×32, m = 2",
+        "alexnet, batch norm in conv, 32×32, m = 2",
+    ]
+
+
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys):
     status, _ = run_plan(monkeypatch, capsys, "--store", tmp_path / "runs", "figure=fig15")
     assert str(status).startswith("error: ")

@@ -29,6 +29,10 @@ class Undefined(ConfigError):
     """Values that are right by themselves but do not go together: a single run is refused, a grid leaves it out."""
 
 
+class NotYet(ConfigError):
+    """What depends on runs that are not there."""
+
+
 class TrainsNothing(ConfigError):
     """The figures asked for are drawn from other runs, or computed."""
 

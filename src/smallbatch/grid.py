@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smallbatch.compose import CONF, no_setting, plain_errors
-from smallbatch.config import VARIED, ConfigError, Figure, Run, TrainsNothing, Undefined, make_run
+from smallbatch.config import VARIED, ConfigError, Draw, Figure, Run, TrainsNothing, Undefined, make_run
 from smallbatch.data import Description, describe
 
 _ABSENT = object()
@@ -67,24 +67,33 @@ def expand(arguments: list[str], compose: Compose, describe: Describe = describe
     scales = given.pop("scale", ["paper"])
     grid = Grid(figures=figures)
     known: set[str] = set()
-    for axes in _products(figures, scales, given, compose, rates):
-        group_axes = {k: v for k, v in axes.items() if k in GROUPS}
-        leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
-        for groups in _combinations(group_axes):
-            cfg = compose(groups + plain)
-            current: list[str] = []
-            for leaves in _combinations(leaf_axes):
-                for leaf in leaves:  # every point of a product sets the same ones: what is still set can stay
-                    if leaf not in current:
-                        _set(cfg, leaf)
-                current = leaves
-                _add(grid, known, cfg, groups + leaves + plain, describe)
+    for whose, axes in _products(figures, scales, given, compose, rates):
+        try:
+            _add_product(grid, known, axes, plain, compose, describe)
+        except ConfigError as error:
+            raise ConfigError(f"{whose}{error}") from None
     if figures and not any(figure.scales for figure in figures):
         raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
     if not grid.points:
         reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
         raise ConfigError(f"no point of this grid can be trained: {reasons}")
     return grid
+
+
+def _add_product(
+    grid: Grid, known: set[str], axes: Axes, plain: list[str], compose: Compose, describe: Describe
+) -> None:
+    group_axes = {k: v for k, v in axes.items() if k in GROUPS}
+    leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
+    for groups in _combinations(group_axes):
+        cfg = compose(groups + plain)
+        current: list[str] = []
+        for leaves in _combinations(leaf_axes):
+            for leaf in leaves:  # every point of a product sets the same ones: what is still set can stay
+                if leaf not in current:
+                    _set(cfg, leaf)
+            current = leaves
+            _add(grid, known, cfg, groups + leaves + plain, describe)
 
 
 @lru_cache(maxsize=256)
@@ -95,6 +104,8 @@ def figure_config(name: str, compose: Compose) -> Figure:
     except OmegaConfBaseException as error:
         raise ConfigError(f"figure={name}: {str(error).splitlines()[0]}") from None
     assert isinstance(figure, Figure)
+    if not figure.scales and not figure.of and figure.draw is not Draw.paths and name != "all":
+        raise ConfigError(f"figure={name}: has no scales, and so no runs; write scales: {{paper: {{}}}} at least")
     for scale, given in figure.scales.items():
         if not all(isinstance(product, dict) for product in (given if isinstance(given, list) else [given])):
             raise ConfigError(
@@ -157,9 +168,10 @@ def _values(override: Override) -> list[str]:
 
 def _products(
     figures: list[Figure], scales: list[str], given: Axes, compose: Compose, rates: Rates | None
-) -> Iterator[Axes]:
+) -> Iterator[tuple[str, Axes]]:
+    """Each product, and whose it is, as an error says it."""
     if not figures:
-        yield given
+        yield "", given
         return
     for scale, figure in itertools.product(scales, figures):
         if figure.scales and scale not in figure.scales:
@@ -170,7 +182,8 @@ def _products(
         for product in products if isinstance(products, list) else [products]:
             merged = {**figure.common, **settings, **product}
             axes = {str(key): _as_axis(value) for key, value in merged.items()} | given
-            yield from _with_best_rates(axes, figure, [f"scale={scale}", *_without_sweep(given)], rates)
+            for known in _with_best_rates(axes, figure, [f"scale={scale}", *_without_sweep(given)], rates):
+                yield f"figure={figure.name} scale={scale}: ", known
 
 
 def _without_sweep(given: Axes) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from smallbatch.config import ConfigError, Run, setting
+from smallbatch.config import NotYet, Run, setting
 from smallbatch.data import Description, describe, published
 from smallbatch.data.folders import preparation
 from smallbatch.data.sources import PUBLISHED
@@ -102,7 +102,7 @@ def best_rates(ended: Ended, compose: Compose, describe: Describe) -> Rates:
         grid = expand(asked, compose, describe)
         found, missing = ended.of(grid.points, any_seed=True)
         if missing:
-            raise ConfigError(
+            raise NotYet(
                 f"the best η̃ of {words[0]} is not known yet: {len(missing)} of {len(grid.points)} runs are missing; "
                 f"first train: python src/train.py -m {' '.join(asked)} (or give base_lr=…)"
             )

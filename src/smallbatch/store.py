@@ -366,4 +366,5 @@ def summary(record: Record, store: Path, skipped: bool = False) -> str:
     result = record.result
     points = f"score {result['score']:.4f}" if result["score"] is not None else result["error"]
     how = f"{result['status']} before" if skipped else result["status"]
-    return f"{record.run.label}: {how}, {points}, {result['seconds']:.1f} s, {folder(store, record.run)}"
+    path = folder(store, record.run) / ("traceback.txt" if result["status"] == "failed" else "")
+    return f"{record.run.label}: {how}, {points}, {result['seconds']:.1f} s, {path}"

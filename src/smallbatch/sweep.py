@@ -137,7 +137,7 @@ def _price(missing: list[Point], prices: Prices) -> dict[str, float]:
     """
     rough = {p.run.key: p.updates * (p.run.batch_size + 5.0) * math.prod(p.images.shape[:2]) / 1024 for p in missing}
     if sum(rough.values()) < WORTH_MEASURING and not all(prices.knows(p.run, p.images.shape) for p in missing):
-        print("not priced in time, being so few images; python src/plan.py measures it", flush=True)
+        print("time not measured for so few images; python src/plan.py does", flush=True)
         return rough
     seconds = {
         p.run.key: prices.seconds(p.run, p.updates, p.images.test_size, p.images.shape, p.images.classes)

@@ -12,6 +12,8 @@ from smallbatch.compose import did_you_mean
 from smallbatch.config import VARIED, ConfigError, format_power, parse_power, setting
 from smallbatch.store import Record
 
+MOST_VALUES = 12  # of a column that an error names
+
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
     """One row a run, ordered by setting, batch_size, base_lr and seed; nested settings flattened as `norm.layers`.
@@ -58,7 +60,7 @@ def parse_choice(words: list[str]) -> dict[str, list[str]]:
 def select(frame: pd.DataFrame, wanted: dict[str, list[str]], others: Sequence[str] = ()) -> pd.DataFrame:
     """The rows that match every `column: values`, values as typed; `others` are words that may be meant instead.
 
-    Raises ConfigError for an unknown column.
+    Raises ConfigError for an unknown column, or values that no run has.
     """
     for name, values in wanted.items():
         if name not in frame.columns:
@@ -69,8 +71,15 @@ def select(frame: pd.DataFrame, wanted: dict[str, list[str]], others: Sequence[s
             keep = frame[name].isin([parse_power(v) for v in values])
         else:
             keep = frame[name].map(_text).isin(values)
+        if not keep.any():
+            there = ", ".join(sorted({_shown(name, value) for value in frame[name]})[:MOST_VALUES])
+            raise ConfigError(f"{name}={','.join(values)}: no run has that; there is {there}")
         frame = frame[keep]
     return frame
+
+
+def _shown(name: str, value: Any) -> str:
+    return format_power(value) if name == "base_lr" else _text(value)
 
 
 def _text(value: Any) -> str:
@@ -101,7 +110,18 @@ def listing(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns a person looks for first, with powers as powers."""
     if frame.empty:
         return frame
-    columns = ["key", "model", "data", "norm", "batch_size", "bn_batch_size", "base_lr", "epochs", "seed"]
+    columns = [
+        "key",
+        "model",
+        "data",
+        "train_images",
+        "norm",
+        "batch_size",
+        "bn_batch_size",
+        "base_lr",
+        "epochs",
+        "seed",
+    ]
     short = frame[[*columns, "status", "score", "seconds"]].copy()
     short["base_lr"] = short["base_lr"].map(format_power)
     return short

@@ -56,15 +56,16 @@ class Asked:
         return [word for word in self.rest if not word.startswith(("data.root=", "machine."))]
 
 
-def gather(asked: Asked, scale: str, compose: Compose, ended: Ended) -> tuple[dict[str, FigureRuns], list[str]]:
+def gather(asked: Asked, scale: str, compose: Compose, ended: Ended) -> tuple[dict[str, FigureRuns], list[ConfigError]]:
     """The figures asked for, and those that they summarise, at one scale; and why some cannot be told."""
-    gathered, problems = {}, []
+    gathered: dict[str, FigureRuns] = {}
+    problems: list[ConfigError] = []
     parts = [part for name in asked.figures for part in figure_config(name, compose).of]
     for name in dict.fromkeys([*asked.figures, *parts]):
         try:
             gathered[name] = collect(name, scale, asked.rest, compose, ended)
         except ConfigError as problem:
-            problems.append(str(problem))
+            problems.append(problem)
     return gathered, problems
 
 

@@ -71,7 +71,7 @@ def sweep(frame: pd.DataFrame, title: str, note: str) -> Figure:
         left.set(xlabel="batch size m", ylabel="test accuracy (%)", title="against batch size")
         right.set(xlabel="base learning rate η̃ = η / m", title="against base learning rate")
         right.tick_params(labelleft=False)
-        _caption(figure, title, note, bool(cells["diverged"].any()))
+        _caption(figure, title, note + _chance_note(cells))
     return figure
 
 
@@ -93,7 +93,7 @@ def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:
         axes.set(xlabel="BN batch size", ylabel="test accuracy (%)")
         rates = frame.groupby("batch_size")["base_lr"].first()
         chosen = ", ".join(f"{power_text(rate)} at {m}" for m, rate in rates.items())
-        _caption(figure, title, f"{note}\nη̃ for each SGD batch: {chosen}.", bool(cells["diverged"].any()))
+        _caption(figure, title, f"{note}\nη̃ for each SGD batch: {chosen}.{_chance_note(cells)}")
     return figure
 
 
@@ -300,9 +300,15 @@ def _palette(name: str, count: int) -> np.ndarray:
     return np.asarray(mpl.colormaps[name](np.linspace(0.0, 0.88, count)))
 
 
-def _caption(figure: Figure, title: str, note: str, any_lost: bool = False) -> None:
-    if any_lost:
-        note += "\nCrosses in the band below chance (dotted): points of which a run diverged; it scores chance."
+def _chance_note(cells: pd.DataFrame) -> str:
+    """What the dotted line and the crosses are."""
+    if not cells["diverged"].any():
+        return "\nDotted: chance."
+    what = "diverged, scored" if cells["count"].max() == 1 else "a run of the point diverged, and is scored"
+    return f"\nCrosses in the band below chance (dotted): {what} at chance."
+
+
+def _caption(figure: Figure, title: str, note: str) -> None:
     width = figure.get_figwidth()
     figure.suptitle(fill(title, int(10 * width)), fontsize=11, weight="bold", x=0.01, ha="left")
     lines = [fill(line, int(16 * width)) for line in note.splitlines()]

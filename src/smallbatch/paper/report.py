@@ -22,11 +22,12 @@ from smallbatch.table import table
 README = Path(__file__).parents[3] / "README.md"
 CHOICES = "Choices the paper leaves open"  # a section of it
 COLUMNS = {  # of the table of runs: heading → column, those that sort as numbers in NUMERIC
-    "model": "model", "data": "data", "norm": "norm", "m": "batch_size", "b": "bn_batch_size", "η̃": "base_lr",
-    "epochs": "epochs", "seed": "seed", "optimizer": "optimizer", "updates": "updates", "status": "status",
-    "score": "score", "training": "train_accuracy", "seconds": "seconds", "key": "key",
+    "model": "model", "data": "data", "images": "train_images", "norm": "norm", "m": "batch_size",
+    "b": "bn_batch_size", "η̃": "base_lr", "epochs": "epochs", "seed": "seed", "optimizer": "optimizer",
+    "updates": "updates", "status": "status", "score": "score", "training": "train_accuracy", "seconds": "seconds",
+    "key": "key",
 }  # fmt: skip
-NUMERIC = ("m", "b", "η̃", "epochs", "seed", "updates", "score", "training", "seconds")
+NUMERIC = ("images", "m", "b", "η̃", "epochs", "seed", "updates", "score", "training", "seconds")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Picture:
             "title": f"{runs.title} ({runs.stand_in})" if runs.stand_in else runs.title,
             "scale": scale,
             "missing": len(runs.missing),
-            "command": train if len(runs.frame) else f"python src/figures.py figure={runs.name}",
+            "command": train if len(runs.frame) else train.replace("train.py -m", "figures.py"),
             "png": base64.b64encode(png).decode(),
             "width": int.from_bytes(png[16:20]) // 2,  # of the PNG's header, at 2 pixels to the page's one
         }
@@ -116,7 +117,7 @@ def _text(name: str, value: Any) -> str:
         return format_power(value)
     if name in ("score", "training"):
         return f"{value:.4f}"
-    return f"{value:,.0f}" if name in ("updates", "seconds") else str(value)
+    return f"{value:,.0f}" if name in ("images", "updates", "seconds") else str(value)
 
 
 _PROTOCOL = (

@@ -234,6 +234,14 @@ def test_supported_as_well(claim, name, accuracy, grid, world):
     assert (found.verdict, found.reason) == (SUPPORTED, "")
 
 
+def test_a_batch_of_all_images_which_has_no_variance_is_left_out_of_t1(world):
+    frame = world["variance"].frame
+    whole = frame["batch_size"] == 512
+    frame = frame.assign(train_images=512, update_variance=frame["batch_size"] * (1 - frame["batch_size"] / 512))
+    assert (frame["update_variance"][whole] == 0).all()
+    assert verdict("T1", world, variance=replace(world["variance"], frame=frame)).verdict == SUPPORTED
+
+
 def test_noise_alone_supports_nothing():
     flat = {name: figure(name, lambda m, e, b: 60.0, noise=0.5) for name in NAMES if name not in ("fig04", "variance")}
     assert {v.id for v in judge(flat) if v.verdict == SUPPORTED} == set()

@@ -182,8 +182,8 @@ def _products(
         for product in products if isinstance(products, list) else [products]:
             merged = {**figure.common, **settings, **product}
             axes = {str(key): _as_axis(value) for key, value in merged.items()} | given
-            for known in _with_best_rates(axes, figure, [f"scale={scale}", *_without_sweep(given)], rates):
-                yield f"figure={figure.name} scale={scale}: ", known
+            for chosen in _with_best_rates(axes, figure, [f"scale={scale}", *_without_sweep(given)], rates):
+                yield f"figure={figure.name} scale={scale}: ", chosen
 
 
 def _without_sweep(given: Axes) -> list[str]:

@@ -487,12 +487,9 @@ def _undivided(cells: Cells, m: int) -> Quantity:
 def variance_grows_linearly(name: str, evidence: Evidence) -> Iterator[Part]:
     """Exponent of the update variance in m, per seed by least squares, then a t-interval over seeds."""
     frame = evidence.figure(name).frame
-    if (
-        "update_variance" not in frame
-        or not (np.isfinite(frame["update_variance"]) & (frame["update_variance"] > 0)).all()
-    ):
+    frame = frame[frame["batch_size"] < frame["train_images"]]  # one batch of all images has no variance
+    if "update_variance" not in frame or not frame["update_variance"].between(0, np.inf, "neither").all():
         raise Undecided(f"{name}: its runs did not measure a variance of updates (optimizer=still)")
-    frame = frame[frame["batch_size"] < frame["train_images"]]
     for rate, rows in frame.groupby("base_lr"):
         whole = rows.groupby("seed")["batch_size"].nunique()
         seeds = whole.index[whole == rows["batch_size"].nunique()]

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smallbatch.data.arrays import Images, Split
+from smallbatch.data.arrays import Images, Split, stratified
 from smallbatch.data.augment import ORDER, stream
 from smallbatch.data.folders import FileSplit
 
 BLOCK = 512  # images, about; results do not depend on it
+STATISTICS, STATISTICS_GROUP = 1280, 128  # training images for precise BN, and how many at a time
 MEMORY = 2**26  # bytes, about, that a block of large images may take as float32
 
 
@@ -54,6 +55,31 @@ class TestBlocks:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         split = self.images.test
         return _blocks(self.images, split, np.arange(len(split)), self.size, None)
+
+
+def halves(split: Split | FileSplit) -> np.ndarray:
+    """Two fixed halves of a split, each with half of every class to within one image: True (N,) for the first.
+
+    Within a class the images take turns, in their order.
+    """
+    order = np.argsort(split.labels[split.index], kind="stable")
+    first = np.zeros(len(split), bool)
+    first[order[::2]] = True
+    return first
+
+
+def statistics_batches(images: Images) -> Iterator[Tensor]:
+    """The training images whose statistics precise BN takes: 1,280 in tens of 128, or what there is; not augmented.
+
+    Stratified and the same for every run. (B, C, H, W) float32, normalised.
+    """
+    split = images.train
+    size = min(STATISTICS, len(split))
+    order = stratified(split.labels[split.index], size)
+    group = min(STATISTICS_GROUP, size)
+    mixed = stream(0, 0, ORDER).permutation(order)[: size // group * group]  # no group of one class
+    for pixels, _ in _blocks(images, split, mixed, group, None):
+        yield pixels
 
 
 def block_size(images: Images) -> int:

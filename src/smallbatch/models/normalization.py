@@ -5,6 +5,8 @@ by its own mean and variance (paper, section 4; Hoffer et al. 2017).
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +63,7 @@ class GhostBatchNorm(nn.Module):
         # Both start at zero: the correction above makes any other start a bias.
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.zeros(features))
-        self.images_seen = 0
+        self.images_seen: float = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -114,7 +116,7 @@ class GhostBatchNorm(nn.Module):
             mean, var = self.running_mean / correction, self.running_var / correction
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
-    def get_extra_state(self) -> dict[str, int]:
+    def get_extra_state(self) -> dict[str, float]:
         return {"images_seen": self.images_seen}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -122,6 +124,39 @@ class GhostBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, bn_batch_size={self.bn_batch_size}, memory={self.memory}"
+
+
+@contextmanager
+def precise_statistics(network: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
+    """Within it, ghost batch norms evaluate with their mean statistics over `batches`, each normalised as one group.
+
+    "Precise BN" (Wu & Johnson 2021, section 3.2): what running averages stand for, at fixed weights. Nothing else of
+    the network is in training mode meanwhile, so nothing is drawn; afterwards all is as it was, bit for bit.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, GhostBatchNorm)]
+    names = ("running_mean", "running_var", "bn_batch_size", "alpha", "images_seen")
+    kept = [{name: getattr(layer, name) for name in names} for layer in layers]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        for layer in layers:
+            layer.running_mean, layer.running_var = (torch.zeros_like(layer.running_mean) for _ in range(2))
+            layer.train()
+        with torch.no_grad():
+            for number, batch in enumerate(batches, 1):
+                for layer in layers:
+                    layer.bn_batch_size, layer.alpha = len(batch), 1 / number
+                network(batch)
+        for layer in layers:
+            layer.eval()
+            layer.images_seen = math.inf  # a plain mean needs no correction
+        yield
+    finally:
+        for layer, before in zip(layers, kept, strict=True):
+            for name, value in before.items():
+                setattr(layer, name, value)
+        for module, mode in modes:
+            module.training = mode
 
 
 def initialise(network: nn.Module) -> None:

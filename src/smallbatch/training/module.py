@@ -14,9 +14,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from smallbatch.config import ConfigError, Run
 from smallbatch.data.arrays import Images
-from smallbatch.data.blocks import TestBlocks, TrainBlocks
+from smallbatch.data.blocks import TestBlocks, TrainBlocks, block_size, halves, statistics_batches
 from smallbatch.models import accepted, build, check_call, locate
+from smallbatch.models.normalization import precise_statistics
 from smallbatch.training.schedule import factor
+from smallbatch.training.score import scored_epochs
 from smallbatch.training.still import Still
 
 Row = dict[str, float]
@@ -47,6 +49,8 @@ class SmallBatch(pl.LightningModule):
     batch: θ ← θ − η̃ Σ ∇L_i (paper, eq. 2).
     """
 
+    first_half: Tensor
+
     def __init__(self, run: Run, images: Images) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -57,11 +61,14 @@ class SmallBatch(pl.LightningModule):
         self.total_updates = run.epochs * self.updates_per_epoch
         self.diverged = False
         self.rows: list[Row] = []
+        self.register_buffer("first_half", torch.from_numpy(halves(images.test)), persistent=False)
         self.metrics = MetricCollection(
             {
-                "accuracy": MulticlassAccuracy(images.classes, average="micro"),
+                "a": MulticlassAccuracy(images.classes, average="micro"),
+                "b": MulticlassAccuracy(images.classes, average="micro"),
                 "loss": MeanMetric(nan_strategy="disable"),
-            }
+            },
+            compute_groups=False,
         )
         self.metrics.requires_grad_(False)
 
@@ -116,7 +123,10 @@ class SmallBatch(pl.LightningModule):
             return
         images, labels = block
         logits = self.network(images)
-        self.metrics["accuracy"].update(logits, labels)
+        start = index * block_size(self.images)
+        first = self.first_half[start : start + len(labels)]
+        self.metrics["a"].update(logits[first], labels[first])
+        self.metrics["b"].update(logits[~first], labels[~first])
         self.metrics["loss"].update(F.cross_entropy(logits, labels, reduction="none"))
 
     def on_train_epoch_end(self) -> None:
@@ -124,14 +134,11 @@ class SmallBatch(pl.LightningModule):
         end = time.perf_counter()
         trained = end if math.isnan(self.eval_start) else self.eval_start  # a diverged epoch is not evaluated
         seen = (self.updates - self.current_epoch * self.updates_per_epoch) * self.run.batch_size
-        test_loss, accuracy = math.nan, 1 / self.images.classes
+        test_loss = math.nan
         if not self.diverged:
             test_loss = self.metrics["loss"].compute().item()
             self.diverged = not math.isfinite(test_loss)  # the epoch's very last update can be the one
-        if not self.diverged:
-            # torchmetrics divides in float32: back to the exact share of images.
-            hits = round(self.metrics["accuracy"].compute().item() * len(self.images.test))
-            accuracy = hits / len(self.images.test)
+        accuracy = self._test_accuracy()
         self.metrics.reset()
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         self.rows.append(
@@ -140,7 +147,7 @@ class SmallBatch(pl.LightningModule):
                 "train_loss": math.nan if self.diverged else self.loss_sum / seen,
                 "train_accuracy": self.hits / seen,
                 "test_loss": test_loss,
-                "test_accuracy": accuracy,
+                **accuracy,
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "updates": self.updates,
                 "images": self.updates * self.run.batch_size,
@@ -151,6 +158,41 @@ class SmallBatch(pl.LightningModule):
         )
         if self.diverged:
             self.trainer.should_stop = True
+
+    def _test_accuracy(self) -> dict[str, float]:
+        """Shares of the test images: all, two fixed halves and, in the scored epochs, all with precise statistics.
+
+        The halves let a best be chosen on one and reported on the other. All are chance where the epoch diverged.
+        """
+        normalised = self.run.norm["kind"] == "batch"
+        names = ["", "_a", "_b", *(["_precise"] if normalised else [])]
+        if self.diverged:
+            return {f"test_accuracy{name}": 1 / self.images.classes for name in names}
+        a, total = int(self.first_half.sum()), len(self.images.test)
+        # torchmetrics divides in float32: back to the exact number of images.
+        hits_a, hits_b = (round(self.metrics[h].compute().item() * n) for h, n in (("a", a), ("b", total - a)))
+        shares = [(hits_a + hits_b) / total, hits_a / a, hits_b / (total - a)]
+        if normalised:
+            scored = self.current_epoch >= self.run.epochs - scored_epochs(self.run.epochs)
+            shares.append(self._precise_hits() / total if scored else math.nan)
+        return {f"test_accuracy{name}": share for name, share in zip(names, shares, strict=True)}
+
+    def _precise_hits(self) -> int:
+        """Test images that are right with the batch-norm statistics of training images at the weights as they are."""
+        weight = next(self.network.parameters())
+
+        def moved(images: Tensor) -> Tensor:
+            return images.to(weight.device, weight.dtype)
+
+        hits = 0
+        with (
+            torch.no_grad(),
+            self.trainer.precision_plugin.val_step_context(),
+            precise_statistics(self.network, map(moved, statistics_batches(self.images))),
+        ):
+            for images, labels in self.val_dataloader():
+                hits += int((self.network(moved(images)).argmax(1).cpu() == labels).sum())
+        return hits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["smallbatch"] = {"rows": self.rows, "updates": self.updates, "key": self.run.key}

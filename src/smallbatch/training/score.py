@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from statistics import median
 
 
-def score(test_accuracy: Sequence[float], epochs: int, chance: float) -> float:
-    """Median test accuracy of the last min(5, max(1, epochs // 4)) epochs (paper, section 5; 5 when long).
+def scored_epochs(epochs: int) -> int:
+    """How many epochs at the end the score is made of: min(5, max(1, epochs // 4)) (paper, section 5; 5 when long)."""
+    return min(5, max(1, epochs // 4))
 
-    An epoch that a diverged run never reached counts as chance.
-    """
-    last = min(5, max(1, epochs // 4))
+
+def score(test_accuracy: Sequence[float], epochs: int, chance: float) -> float:
+    """Median test accuracy of the last `scored_epochs`. An epoch that a diverged run never reached counts as chance."""
     padded = [*test_accuracy, *[chance] * (epochs - len(test_accuracy))]
-    return float(median(padded[epochs - last :]))
+    return float(median(padded[epochs - scored_epochs(epochs) :]))

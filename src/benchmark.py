@@ -139,7 +139,7 @@ def _make_up(folder: Path, arguments: list[str], known: bool) -> int:
 
     ended, random = Ended({}), np.random.RandomState(0)
     points = expand(arguments, compose, describe if known else ended.describe, lambda _, m: dict.fromkeys(m, 2.0**-8))
-    columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "update_variance")
+    columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
     rest = {"status": "finished", "chance": 0.1, "train_images": 50_000, "test_images": 10_000, "seconds": 9.0}
     with patch("os.fsync"):  # nobody needs these after a power cut
         for point in points.points:

@@ -122,15 +122,6 @@ def curve_runs(train, seeds=SEEDS, accuracy=lambda m, e, b: 80.0, **changes):
     return replace(runs, **{"curves": pd.DataFrame(curves)} | changes)
 
 
-def variance_runs(exponent, seeds=SEEDS, noise=0.01, **changes):
-    """Update variance ∝ m^exponent, with the finite-population factor."""
-    runs = figure_runs("variance", lambda m, e, b: 0.0, sizes=SIZES[:9], rates=[2.0**-8], seeds=seeds)
-    frame, random = runs.frame, np.random.default_rng(5)
-    m = frame["batch_size"]
-    variance = 7 * m**exponent * (1 - m / TRAIN_IMAGES) * np.exp(noise * random.normal(size=len(m)))
-    return replace(runs, **{"frame": frame.assign(update_variance=variance)} | changes)
-
-
 ACCURACY = {
     "fig01": without_bn(75, 0.5),
     "fig02": without_bn(75, 0.5),
@@ -166,9 +157,7 @@ def figure(name, accuracy=None, **changes):
     """A figure as the paper has it, or with another accuracy, grid or other attributes."""
     if name == "fig04":
         return curve_runs(accuracy or paper_curve, **changes)
-    if name == "variance":
-        return variance_runs(accuracy or 1.0, **changes)
     return figure_runs(name, accuracy or ACCURACY[name], **GRID.get(name, {}) | changes)
 
 
-NAMES = [*ACCURACY, "fig04", "variance"]
+NAMES = [*ACCURACY, "fig04"]

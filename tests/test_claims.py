@@ -18,7 +18,6 @@ from synthetic import (
     outside,
     paper_curve,
     resnet_bn,
-    variance_runs,
     without_bn,
 )
 
@@ -40,7 +39,7 @@ def verdict(claim, world, **figures):
 
 
 def test_the_claims_are_those_of_the_paper_in_order():
-    assert [*(f"C{i}" for i in range(1, 14)), "T1"] == IDS
+    assert [f"C{i}" for i in range(1, 14)] == IDS
 
 
 @pytest.mark.parametrize("claim", IDS)
@@ -67,7 +66,7 @@ def test_reliability_needs_three_seeds(claim):
     assert "at least 3 needed" in found.reason
 
 
-@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.id != "T1"], ids=lambda claim: claim.id)
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_undecided_without_any_figure_that_it_reads(claim, world):
     for name in claim.figures:
         absent, lacking = replace(world[name], frame=pd.DataFrame()), replace(world[name], missing=[None] * 4)
@@ -131,7 +130,6 @@ WRONG = [
     ("C12", {"fig18": figure("fig18", ACCURACY["fig08"])}, "fig18 − fig08"),
     ("C12", {"fig18": figure("fig18", resnet_bn(95, peak=lambda m: outside(m, 1, 32)))}, "best over m ≤ 32"),
     ("C13", {"fig09": figure("fig09", resnet_bn(69, critical=2048))}, "fig09: loss of the best m"),
-    ("T1", {"variance": variance_runs(1.2)}, "exponent of m"),
 ]
 
 
@@ -170,8 +168,6 @@ UNCLEAR = [
     ("C7", {"fig08": figure("fig08", rates=[2.0**-7])}, "one η̃ only was tried"),
     ("C8", {"fig04": curve_runs(dead_curves, accuracy=lambda m, e, b: 80.0 if m <= 4 else None)}, "neighbours"),
     ("C11", {"fig08": figure("fig08", rates=[2.0**e for e in range(-8, 1)])}, "the best η̃ at m = 512 in fig08, 2^-8"),
-    ("T1", {"variance": replace(figure("fig01"), name="variance")}, "did not measure a variance"),
-    ("T1", {"variance": variance_runs(float("nan"))}, "did not measure a variance"),
     ("C1", {"fig01": figure("fig01", lambda m, e, b: 75 + e)}, "trains at the highest η̃ tried"),
     (
         "C1",
@@ -190,7 +186,6 @@ UNCLEAR = [
     ("C8", {"fig04": replace(figure("fig04"), curves=None)}, "no curves"),
     ("C10", {"fig12": figure("fig12", sizes=[2, 8, 16, 32])}, "no m ≥ 128"),
     ("C11", {"fig14": figure("fig14", noise=10.0)}, "the interval leaves it open"),
-    ("T1", {"variance": variance_runs(1.0, noise=2.0)}, "exponent of m"),
 ]
 
 
@@ -201,12 +196,12 @@ def test_undecided_where_the_runs_cannot_tell(claim, figures, reason, world):
 
 
 def test_a_claim_is_judged_on_the_sizes_of_its_range_that_a_reduced_grid_has():
-    reduced = {name: figure(name, sizes=[2, 8, 32, 128, 512]) for name in NAMES if name not in ("fig04", "variance")}
+    reduced = {name: figure(name, sizes=[2, 8, 32, 128, 512]) for name in NAMES if name != "fig04"}
     found = {v.id: v.verdict for v in judge(reduced)}
     assert {claim for claim, v in found.items() if v == SUPPORTED} >= {"C1", "C2", "C3", "C4", "C5", "C6", "C7", "C12"}
 
 
-@pytest.mark.parametrize("claim", [c for c in IDS if c != "T1"])
+@pytest.mark.parametrize("claim", IDS)
 def test_undecided_where_nothing_trains(claim):
     chance = {name: figure(name, lambda m, e, b: 10.0) for name in ACCURACY}
     chance["fig04"] = curve_runs(lambda m, share: 10.0, accuracy=lambda m, e, b: 10.0)
@@ -234,16 +229,8 @@ def test_supported_as_well(claim, name, accuracy, grid, world):
     assert (found.verdict, found.reason) == (SUPPORTED, "")
 
 
-def test_a_batch_of_all_images_which_has_no_variance_is_left_out_of_t1(world):
-    frame = world["variance"].frame
-    whole = frame["batch_size"] == 512
-    frame = frame.assign(train_images=512, update_variance=frame["batch_size"] * (1 - frame["batch_size"] / 512))
-    assert (frame["update_variance"][whole] == 0).all()
-    assert verdict("T1", world, variance=replace(world["variance"], frame=frame)).verdict == SUPPORTED
-
-
 def test_noise_alone_supports_nothing():
-    flat = {name: figure(name, lambda m, e, b: 60.0, noise=0.5) for name in NAMES if name not in ("fig04", "variance")}
+    flat = {name: figure(name, lambda m, e, b: 60.0, noise=0.5) for name in NAMES if name != "fig04"}
     assert {v.id for v in judge(flat) if v.verdict == SUPPORTED} == set()
 
 

@@ -175,8 +175,6 @@ def test_what_a_figure_cannot_show_is_refused():
     some = collect("fig05", "smoke", [], compose, ended(*map(record, runs_of("fig05"))))
     with pytest.raises(ConfigError, match="one η̃ for each SGD batch; choose one with base_lr=…, of 2\\^-11, 2\\^-9"):
         figures.bn_batch(some.frame, "Figure 13a", "note")
-    with pytest.raises(ConfigError, match="drawn of runs with optimizer=still"):
-        figures.variance(some.frame, "Variance", "note")
 
 
 def test_the_sketch_is_sgd_of_one_example_a_step_and_of_all_in_one():

@@ -201,12 +201,12 @@ def test_a_plan_says_that_the_data_here_are_a_part_of_the_published(tmp_path, ro
 
 def test_what_is_measured_is_told_apart(points):
     run = points[0].run
-    still = replace(run, optimizer={"_target_": "smallbatch.training.still.Still", "name": "still"})
+    momentum = replace(run, optimizer=run.optimizer | {"name": "momentum"})
     conv = replace(run, norm=run.norm | {"kind": "batch", "layers": "conv"})
-    labels = [price._label(r, SHAPE) for r in (run, still, conv)]
+    labels = [price._label(r, SHAPE) for r in (run, momentum, conv)]
     assert labels == [
         "alexnet, 32×32, m = 2",
-        "alexnet, still, 32×32, m = 2",
+        "alexnet, momentum, 32×32, m = 2",
         "alexnet, batch norm in conv, 32×32, m = 2",
     ]
 

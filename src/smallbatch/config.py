@@ -40,7 +40,7 @@ class TrainsNothing(ConfigError):
 NormKind = Enum("NormKind", ["none", "batch", "group"])
 NormLayers = Enum("NormLayers", ["all", "conv"])
 ScheduleKind = Enum("ScheduleKind", ["steps", "constant", "cosine"])
-Draw = Enum("Draw", ["sweep", "convergence", "bn_batch", "best", "range", "variance", "paths"])
+Draw = Enum("Draw", ["sweep", "convergence", "bn_batch", "best", "range", "paths"])
 LoggerKind = Enum("LoggerKind", ["none", "wandb"])
 WandbMode = Enum("WandbMode", ["online", "offline", "disabled"])
 Precision = Enum("Precision", {"32-true": "32-true", "64-true": "64-true", "bf16-mixed": "bf16-mixed"})
@@ -135,14 +135,6 @@ class AdamW:
 
 
 @dataclass
-class Still:
-    """SGD's updates, measured but not made (T1)."""
-
-    _target_: str = "smallbatch.training.still.Still"
-    name: str = "still"
-
-
-@dataclass
 class Schedule:
     """Factor on the learning rate against the share of all updates that is done."""
 
@@ -234,7 +226,7 @@ def register() -> None:
     """Make the schemas known to Hydra, as `config_schema` and the group `schema`."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
-    networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW, Still)
+    networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW)
     data = (Data, ArraysData, DigitsData, FolderData)
     for node in (*networks, *data, *optimizers, Norm, Schedule, Machine, Figure, Scale):
         store.store(group="schema", name=node.__name__.lower(), node=node)

@@ -1,7 +1,6 @@
 """Run records as one pandas table, and the choice of rows from it."""
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -39,8 +38,6 @@ def _row(record: Record) -> dict[str, Any]:
     row["bn_batch_size"] = run.bn_batch_size or run.batch_size
     row["updates"] = record.rows[-1]["updates"] if record.rows else 0
     row["train_accuracy"] = record.rows[-1]["train_accuracy"] if record.rows else float("nan")
-    if record.rows and "update_variance" in record.rows[0]:
-        row["update_variance"] = fmean(r["update_variance"] for r in record.rows)
     return row | {
         name: result[name] for name in ("status", "score", "chance", "train_images", "test_images", "seconds")
     }

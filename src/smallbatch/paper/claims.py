@@ -1,4 +1,4 @@
-"""What the paper claims, C1 to C13 and T1, each as a criterion on the run table and the code that tests it.
+"""What the paper claims, C1 to C13, each as a criterion on the run table and the code that tests it.
 
 A claim is supported if all its parts are, not supported if any is not, else undecided. The words "best", "reliable",
 "higher", "clearly", "similar" and "censored" mean what `evidence.py` says. Criteria precede the runs that they judge.
@@ -10,7 +10,7 @@ from functools import partial
 
 from smallbatch.paper import criteria
 from smallbatch.paper.collect import FigureRuns
-from smallbatch.paper.criteria import LARGE, SLOPE, SMALL, WIDE
+from smallbatch.paper.criteria import LARGE, SMALL, WIDE
 from smallbatch.paper.evidence import SUPPORTED, UNDECIDED, Evidence, Part, Undecided, all_of
 
 SHARES = (0.25, 0.5, 0.75)  # where reliability claims are judged; the verdict is that at ½
@@ -283,14 +283,5 @@ CLAIMS = (
         "that is best for the largest m.",
         RESNET_BN,
         tuple(partial(criteria.misled_by_large, name) for name in RESNET_BN),
-    ),
-    Claim(
-        "T1",
-        "Update variance grows linearly with m at fixed η̃",
-        "At fixed weights, the least-squares slope of log(update variance / (1 − m/N)) on log m, over seeds, "
-        f"lies with its 95 % interval within 1 ± {SLOPE}; not supported if the interval lies outside. Exponents, "
-        "not points.",
-        ("variance",),
-        (partial(criteria.variance_grows_linearly, "variance"),),
     ),
 )

@@ -6,7 +6,6 @@ from itertools import chain, pairwise
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from smallbatch.config import format_power
 from smallbatch.paper.evidence import (
@@ -24,11 +23,9 @@ from smallbatch.paper.evidence import (
     at_most_a_point,
     best,
     censored,
-    check_seeds,
     choose,
     clearly_higher,
     higher,
-    is_within,
     leads,
     mean,
     pick,
@@ -41,7 +38,6 @@ SMALL = 32  # the largest batch size that the paper's title and conclusion call 
 LARGE = 128  # the smallest of common practice then; 64, between the two, is called neither
 WIDE = 16  # a "wide range" of batch sizes: largest over smallest
 WELL = 0.75  # of the way from chance to the best score, as reliability is at ½: before a collapse
-SLOPE = 0.05  # how near to 1 the exponent of the update variance has to be
 
 
 # C1
@@ -479,34 +475,3 @@ def _divided(cells: Cells, low: int) -> list[int]:
 
 def _undivided(cells: Cells, m: int) -> Quantity:
     return best(cells, (cells.m == m) & (cells.bn == m))
-
-
-# T1
-
-
-def variance_grows_linearly(name: str, evidence: Evidence) -> Iterator[Part]:
-    """Exponent of the update variance in m, per seed by least squares, then a t-interval over seeds."""
-    frame = evidence.figure(name).frame
-    frame = frame[frame["batch_size"] < frame["train_images"]]  # one batch of all images has no variance
-    if "update_variance" not in frame or not frame["update_variance"].between(0, np.inf, "neither").all():
-        raise Undecided(f"{name}: its runs did not measure a variance of updates (optimizer=still)")
-    for rate, rows in frame.groupby("base_lr"):
-        whole = rows.groupby("seed")["batch_size"].nunique()
-        seeds = whole.index[whole == rows["batch_size"].nunique()]
-        check_seeds(len(seeds), 2, name)
-        label = f"{name}: exponent of m, less 1, at η̃ = {format_power(float(str(rate)))}"
-        if rows["batch_size"].nunique() < 3:
-            yield Part(label, UNDECIDED, "fewer than three batch sizes below the number of images")
-            continue
-        slopes = np.array([_slope(rows[rows["seed"] == seed]) for seed in seeds]) - 1
-        effect, df = float(slopes.mean()), len(slopes) - 1
-        reach = float(stdtrit(df, 0.975) * slopes.std(ddof=1) / len(slopes) ** 0.5)
-        verdict = is_within(effect - reach, effect + reach, SLOPE)
-        keys = tuple(sorted(rows["key"]))
-        yield Part(label, verdict, "", effect, effect - reach, effect + reach, df, len(seeds), keys=keys)
-
-
-def _slope(rows: pd.DataFrame) -> float:
-    m = rows["batch_size"].to_numpy(float)
-    variance = rows["update_variance"].to_numpy(float) / (1 - m / rows["train_images"].to_numpy(float))
-    return float(np.polyfit(np.log2(m), np.log2(variance), 1)[0])

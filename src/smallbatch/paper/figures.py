@@ -47,7 +47,7 @@ def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
     title = f"{runs.title} ({runs.stand_in.partition(':')[0]})" if runs.stand_in else runs.title
     if runs.curves is not None:
         return convergence(_whole_curves(runs), title, note)
-    return {"sweep": sweep, "bn_batch": bn_batch, "variance": variance}[runs.draw](runs.frame, title, note)
+    return (bn_batch if runs.draw == "bn_batch" else sweep)(runs.frame, title, note)
 
 
 def _scale_note(scale: str) -> str:
@@ -205,35 +205,6 @@ def _range_panel(axes: Axes, frame: pd.DataFrame) -> None:
         good = some[some["reliable"]]
         if len(good):
             axes.plot(m, good["base_lr"][good["mean"].idxmax()], "o", color="white", ms=3.5)
-
-
-def variance(frame: pd.DataFrame, title: str, note: str) -> Figure:
-    """T1: tr Cov of an update against m, raw and less the finite-population factor, and the line of slope 1.
-
-    Raises ConfigError for runs that did not measure it.
-    """
-    frame = frame[frame["batch_size"] < frame["train_images"]]
-    if "update_variance" not in frame or frame.empty:
-        raise ConfigError(f"{title}: drawn of runs with optimizer=still, of m below the number of images")
-    size = frame["train_images"].iloc[0]
-    grouped = frame.groupby("batch_size")["update_variance"]
-    raw = grouped.mean()
-    corrected = raw / (1 - raw.index / size)
-    with _style():
-        figure = Figure(figsize=(6.2, 4.4), layout="constrained")
-        axes = figure.subplots()
-        axes.loglog(
-            raw.index, corrected.iloc[0] * raw.index / raw.index[0], color="0.6", lw=1, ls="--", label="slope 1"
-        )
-        axes.loglog(raw.index, raw, "o", mfc="white", color="#31688e", label="measured")
-        axes.loglog(raw.index, corrected, "o", color="#31688e", label="÷ (1 − m / N)")
-        slope = f"{np.polyfit(np.log(raw.index), np.log(corrected), 1)[0]:.3f}" if len(raw) > 1 else "unknown"
-        axes.set_xscale("log", base=2)
-        _power_axis(axes, list(raw.index))
-        axes.set(xlabel="batch size m", ylabel="tr Cov(η̃ Σ∇L) at fixed weights")
-        axes.legend(loc="upper left")
-        _caption(figure, title, f"{note}\nAt the initial weights, mean over seeds. Fitted slope {slope}; N = {size:,}.")
-    return figure
 
 
 def sgd_paths(title: str) -> Figure:

@@ -19,7 +19,6 @@ from smallbatch.models import accepted, build, check_call, locate
 from smallbatch.models.normalization import precise_statistics
 from smallbatch.training.schedule import factor
 from smallbatch.training.score import scored_epochs
-from smallbatch.training.still import Still
 
 Row = dict[str, float]
 
@@ -153,7 +152,6 @@ class SmallBatch(pl.LightningModule):
                 "images": self.updates * self.run.batch_size,
                 "train_seconds": trained - self.train_start,
                 "eval_seconds": end - trained,
-                **(optimizer.measured() if isinstance(optimizer, Still) else {}),
             }
         )
         if self.diverged:

@@ -134,8 +134,8 @@ def _make_up(folder: Path, arguments: list[str], known: bool) -> int:
     from smallbatch import store as runs
     from smallbatch.compose import compose
     from smallbatch.data import describe
-    from smallbatch.grid import expand
-    from smallbatch.lookup import Ended
+    from smallbatch.grid.expand import expand
+    from smallbatch.store import Ended
 
     ended, random = Ended({}), np.random.RandomState(0)
     points = expand(arguments, compose, describe if known else ended.describe, lambda _, m: dict.fromkeys(m, 2.0**-8))
@@ -175,10 +175,10 @@ def wandb(data: Path, rounds: int) -> None:
     """
     import wandb
 
-    from smallbatch import tracking
     from smallbatch.compose import compose
-    from smallbatch.config import make_run
-    from smallbatch.training import train
+    from smallbatch.run import make_run
+    from smallbatch.tracking import live
+    from smallbatch.training.fit import train
 
     def run(seed: int, logger: str) -> tuple[float, float, float]:
         """Seconds: wall, processor of this thread, processor of the others."""
@@ -189,7 +189,7 @@ def wandb(data: Path, rounds: int) -> None:
         train(made, cfg, say=lambda line: None)
         wall, thread = time.perf_counter() - wall, time.thread_time() - thread
         if logger == "wandb":
-            tracking._worker().drain()
+            live._worker().drain()
         return wall, thread, time.process_time() - process - thread
 
     os.environ.setdefault("WANDB_MODE", "offline")
@@ -229,7 +229,7 @@ def _lightning_rate(data: Path, model: str, m: int, images: int, epochs: int) ->
 
 def _in_turns(data: Path, model: str, m: int, images: int, epochs: int) -> tuple[list[dict[str, float]], list[float]]:
     """The epochs of a run, and the seconds of the hand-written loop after each."""
-    from smallbatch.training.run import KeepRun
+    from smallbatch.training.fit import KeepRun
 
     by_hand, turns = _hand_loop(data, model, m, images), []
     keep = KeepRun.on_train_epoch_end
@@ -245,7 +245,7 @@ def _in_turns(data: Path, model: str, m: int, images: int, epochs: int) -> tuple
 
 
 def _rows(data: Path, model: str, m: int, images: int, epochs: int) -> list[dict[str, float]]:
-    from smallbatch.training import train
+    from smallbatch.training.fit import train
 
     cfg, run = _config(data, model, m, images, epochs)
     with tempfile.TemporaryDirectory() as temporary:
@@ -284,7 +284,7 @@ def _hand_loop(data: Path, model: str, m: int, images: int) -> Callable[[], None
 
 def _config(data: Path, model: str, m: int, images: int, epochs: int):  # type: ignore[no-untyped-def]
     from smallbatch.compose import compose
-    from smallbatch.config import make_run
+    from smallbatch.run import make_run
 
     norm = "none" if model == "alexnet" else "batch"
     cfg = compose(
@@ -308,7 +308,7 @@ def _random_images(folder: Path) -> Path:
 
 
 def _processor() -> str:
-    from smallbatch.training.run import processor
+    from smallbatch.machine import processor
 
     return processor()
 

@@ -19,18 +19,20 @@ from textwrap import shorten
 
 import pandas as pd
 
-from smallbatch import notebook, store
-from smallbatch.compose import command, compose, refuse_store
+from smallbatch import store
+from smallbatch.claims.judge import Verdict, judge
+from smallbatch.cli import command, refuse_store
+from smallbatch.compose import compose
 from smallbatch.config import ConfigError, LoggerKind, NotYet
+from smallbatch.figures import draw, panels
+from smallbatch.figures import page as report
+from smallbatch.figures.collect import Asked, FigureRuns, gather
+from smallbatch.figures.page import Picture
 from smallbatch.files import write_text
-from smallbatch.lookup import Ended
-from smallbatch.paper import figures, report
-from smallbatch.paper.claims import Verdict, judge
-from smallbatch.paper.collect import Asked, FigureRuns, gather
-from smallbatch.paper.report import Picture
-from smallbatch.store import Record
+from smallbatch.store import Ended, Record
 from smallbatch.table import differences, parse_choice, select, table
-from smallbatch.tracking import Place, settled
+from smallbatch.tracking import project
+from smallbatch.tracking.live import Place, settled
 
 MOST_NAMED = 20  # missing runs of one figure
 
@@ -75,7 +77,7 @@ def _records(arguments: argparse.Namespace, place: Place) -> dict[str, Record]:
     if source == "store":
         return store.ended(arguments.store)
     try:
-        return notebook.records(place)
+        return project.records(place)
     except ConfigError:
         raise
     except Exception as error:  # of many kinds
@@ -106,7 +108,7 @@ def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
     if place.mode == "disabled":
         return
     try:
-        where = notebook.add_figures(place, drawn.paths, tables, drawn.page)
+        where = project.add_figures(place, drawn.paths, tables, drawn.page)
         print(where if place.mode == "online" else f"W&B: offline; upload with `wandb sync {where}`")
     except Exception as error:  # of many kinds; the files are there whatever W&B does
         raise _from_wandb(error) from None
@@ -175,7 +177,7 @@ def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str],
     if runs.frame.empty and not parts and runs.draw != "paths":
         return []
     changed = f" (with {' '.join(changes)})" if changes else ""
-    paths = figures.save(figures.draw(replace(runs, title=runs.title + changed), parts), stem)
+    paths = panels.save(draw.draw(replace(runs, title=runs.title + changed), parts), stem)
     for path in paths:
         print(path)
     for run in runs.missing[:MOST_NAMED]:
@@ -214,7 +216,7 @@ def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Dra
         sizes = ", ".join(map(str, sorted(frame["bn_batch_size"].unique())))
         raise ConfigError(f"these runs differ in their BN batch too; choose one, as bn_batch_size=… of {sizes}")
     stem = out / "-".join(["sweep", *map(_file_name, sorted(words))])
-    paths = figures.save(figures.sweep(frame, "Sweep", f"{figures.describe(frame)}."), stem)
+    paths = panels.save(draw.sweep(frame, "Sweep", f"{panels.describe(frame)}."), stem)
     for path in paths:
         print(path)
     return Drawn(paths)

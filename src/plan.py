@@ -16,13 +16,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from smallbatch import store
-from smallbatch.compose import command, compose, refuse_store
+from smallbatch.cli import command, refuse_store
+from smallbatch.compose import compose
 from smallbatch.config import ConfigError
 from smallbatch.data import describe, published
 from smallbatch.data.sources import PUBLISHED
-from smallbatch.grid import Point, Rates, expand, figure_config, figure_names
-from smallbatch.lookup import Ended, best_rates
-from smallbatch.price import Prices, expected_share, processes, words
+from smallbatch.grid.best_rates import best_rates
+from smallbatch.grid.expand import Point, Rates, expand, figure_config, figure_names
+from smallbatch.grid.price import Prices, expected_share, words
+from smallbatch.machine import processes
+from smallbatch.store import Ended
 
 
 @dataclass

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from smallbatch import store, tracking
-from smallbatch.compose import command, compose, refuse_store
+from smallbatch import lock, store
+from smallbatch.cli import command, refuse_store
+from smallbatch.compose import compose
 from smallbatch.config import ConfigError
 from smallbatch.store import DamagedRun, Record
 from smallbatch.table import parse_choice, select, table
+from smallbatch.tracking import live
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
     try:
         refuse_store(arguments.words)
         cfg = compose([*settings, "wandb.mode=online", f"store={arguments.store}"])
-        place = tracking.settled(tracking.Place.of(cfg), print)
+        place = live.settled(live.Place.of(cfg), print)
         records = _chosen(arguments.store, where)
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -53,20 +55,20 @@ def _chosen(folders: Path, where: list[str]) -> dict[Path, Record]:
     return dict(found[key] for key in frame["key"])
 
 
-def _publish(records: dict[Path, Record], place: tracking.Place, given: set[str]) -> int:
+def _publish(records: dict[Path, Record], place: live.Place, given: set[str]) -> int:
     """Upload, and say how many there were; returns how many could not be."""
     uploaded = failed = 0
     for path, record in tqdm(records.items(), unit="run", disable=None):
-        there = tracking.noted_place(path, place, given)
-        if store.claimed(path) or tracking.is_uploaded(path, record, there):
+        there = live.noted_place(path, place, given)
+        if lock.claimed(path) or live.is_uploaded(path, record, there):
             continue
         try:
-            tracking.publish(path, record, there)
+            live.publish(path, record, there)
             uploaded += 1
         except Exception as error:  # wandb's are of many kinds
             failed += 1
             tqdm.write(f"{record.run.label}: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
-            if not tracking.answers():
+            if not live.answers():
                 failed += len(records) - uploaded - failed
                 break
     print(f"{len(records)} runs: {uploaded} uploaded, {len(records) - uploaded - failed} there already")

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from smallbatch import store
-from smallbatch.compose import command, compose, refuse_store
+from smallbatch.claims.judge import judge
+from smallbatch.cli import command, refuse_store
+from smallbatch.compose import compose
 from smallbatch.config import ConfigError
-from smallbatch.lookup import Ended
-from smallbatch.paper.claims import judge
-from smallbatch.paper.collect import Asked, gather
-from smallbatch.tracking import Place, login
+from smallbatch.figures.collect import Asked, gather
+from smallbatch.store import Ended
+from smallbatch.tracking.live import Place, login
 
 
 @dataclass(frozen=True)

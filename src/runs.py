@@ -12,7 +12,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from smallbatch import store
+from smallbatch import lock, store
 from smallbatch.config import ConfigError
 from smallbatch.files import replacing
 from smallbatch.store import DamagedRun, Record
@@ -67,7 +67,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if state == "damaged":
             print(record)
         elif state == "not ended":
-            print(f"{path}: {'in training' if store.claimed(path) else 'cut off; the same command goes on'}")
+            print(f"{path}: {'in training' if lock.claimed(path) else 'cut off; the same command goes on'}")
     print(", ".join(f"{count} {state}" for state, count in states.items() if count) or "no runs")
     sys.exit(1 if states["damaged"] else 0)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from smallbatch import store
+from smallbatch import lock, store
+from smallbatch.cli import keep_interrupts
 from smallbatch.compose import plain_errors
-from smallbatch.config import ConfigError, make_run, register
-from smallbatch.interrupt import keep_interrupts
+from smallbatch.config import ConfigError, register
+from smallbatch.run import make_run
 
 register()
 keep_interrupts()
@@ -29,16 +30,16 @@ def main(cfg: DictConfig) -> None:
         if cfg.scale.name != "paper":
             raise ConfigError(f"scale={cfg.scale.name} belongs to figures: python src/train.py -m figure=… scale=…")
         run = make_run(cfg)
-        from smallbatch import training  # heavy, and of no use to a wrong config
+        from smallbatch.training import fit  # heavy, and of no use to a wrong config
 
-        outcome = training.train(run, cfg, say=lambda line: print(line, file=sys.stderr))
+        outcome = fit.train(run, cfg, say=lambda line: print(line, file=sys.stderr))
     except ConfigError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         if not alone:
             raise
         sys.exit("interrupted: the same command goes on after the last whole epoch")
-    except store.Busy as busy:
+    except lock.Busy as busy:
         if alone:
             sys.exit(f"error: {busy}")
         return

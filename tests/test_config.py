@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallbatch.compose import compose, plain_errors
-from smallbatch.config import ConfigError, Run, format_power, make_run, parse_power
+from smallbatch.config import ConfigError, format_power, parse_power
+from smallbatch.run import Run, make_run
 
 BASE = Run(
     model={"_target_": "smallbatch.models.alexnet.AlexNet", "name": "alexnet"},

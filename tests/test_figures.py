@@ -13,8 +13,8 @@ import runs as runs_command
 from smallbatch import store
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError
-from smallbatch.grid import expand
-from smallbatch.paper import figures
+from smallbatch.figures import draw
+from smallbatch.grid.expand import expand
 from smallbatch.table import differences, select, table
 
 GRID = ["figure=fig01", "scale=smoke", "batch_size=2,8,32", "base_lr=2**-9,2**-8"]
@@ -101,7 +101,7 @@ def test_cells_are_means_and_sample_deviations_over_seeds():
             "status": ["finished"] * 2 + ["diverged"],
         }
     )
-    cells = figures._cells(frame, ["batch_size", "base_lr"]).set_index("batch_size")
+    cells = draw.cell_means(frame, ["batch_size", "base_lr"]).set_index("batch_size")
     assert cells.loc[2, "mean"] == pytest.approx(30)
     assert cells.loc[2, "std"] == pytest.approx(100 * 0.02**0.5)
     assert cells.loc[2, "count"] == 2
@@ -110,7 +110,7 @@ def test_cells_are_means_and_sample_deviations_over_seeds():
 
 
 def test_a_figure_shows_each_curve_and_puts_diverged_points_below_chance_without_hiding_any(folder):
-    figure = figures.sweep(table(store.ended(folder).values()), "Title", "note")
+    figure = draw.sweep(table(store.ended(folder).values()), "Title", "note")
     left, right = figure.axes
     assert [t.get_text() for t in left.get_legend().get_texts()] == ["$2^{-8}$", "$2^{-9}$"]
     assert [t.get_text() for t in right.get_legend().get_texts()] == ["32", "8", "2"]

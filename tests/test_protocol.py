@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 
 from smallbatch.compose import compose
-from smallbatch.config import Run
 from smallbatch.data import Description
-from smallbatch.grid import Point, expand
+from smallbatch.grid.expand import Point, expand
+from smallbatch.run import Run
 from smallbatch.training.schedule import factor
 
 # The paper

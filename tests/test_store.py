@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from smallbatch import store
-from smallbatch.config import Run
+from smallbatch import lock, store
 from smallbatch.files import replacing, write_text
-from smallbatch.store import Busy, Claim, DamagedRun
+from smallbatch.lock import Busy, Claim
+from smallbatch.run import Run
+from smallbatch.store import DamagedRun
 
 SPAWN = multiprocessing.get_context("spawn")
 N = 8
@@ -86,7 +87,7 @@ def test_an_exported_run_added_to_another_store_is_the_same_and_done(tmp_path, l
         copy = tmp_path / "there" / path.name
         assert exact(store.read(copy)) == exact(store.read(path))
         assert store.is_done(copy)
-        assert not store.claimed(copy)
+        assert not lock.claimed(copy)
 
 
 def test_an_export_keeps_text_with_any_line_separator(tmp_path):
@@ -246,7 +247,7 @@ def _kill_claims_of(paths):
     ready = SPAWN.Event()
     (process,) = _start(_claim_and_hang, paths, ready)
     assert ready.wait(60)
-    assert all(store.claimed(path) for path in paths)
+    assert all(lock.claimed(path) for path in paths)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
 
@@ -256,7 +257,7 @@ def test_of_n_processes_at_once_exactly_one_gets_the_claim(tmp_path, killed):
     paths = [tmp_path / f"run{i}" for i in range(20)]
     for _ in range(killed):
         _kill_claims_of(paths)
-        assert not any(store.claimed(path) for path in paths)
+        assert not any(lock.claimed(path) for path in paths)
     wins, barrier = SPAWN.Queue(), SPAWN.Barrier(N)
     processes = _start(_claim_all, paths, barrier, wins, count=N)
     outcomes = [wins.get(timeout=60) for _ in range(N * len(paths))]
@@ -287,13 +288,13 @@ def test_release_leaves_no_claim_even_after_an_error(tmp_path):
     def failing():
         with Claim(tmp_path / "run") as claim:
             assert claim.is_held()
-            assert store.claimed(tmp_path / "run")
+            assert lock.claimed(tmp_path / "run")
             raise KeyError
 
     with pytest.raises(KeyError):
         failing()
     assert list((tmp_path / "run").iterdir()) == []
-    assert not store.claimed(tmp_path / "run")
+    assert not lock.claimed(tmp_path / "run")
 
 
 def test_busy_says_who_has_it(tmp_path):
@@ -318,7 +319,7 @@ def _by(host: str, pid: int, started: str | None) -> str:
     return json.dumps({"host": host, "pid": pid, "started": started})
 
 
-OLD, FRESH = store.STALE + 10, store.STALE - 30
+OLD, FRESH = lock.STALE + 10, lock.STALE - 30
 
 
 @pytest.mark.parametrize(
@@ -330,28 +331,28 @@ def test_a_claim_that_says_nothing_of_this_host_is_stale_only_by_its_age(tmp_pat
     _leave_claim(tmp_path / "fresh", text, FRESH)
     with pytest.raises(Busy):
         Claim(tmp_path / "fresh").__enter__()
-    assert store.claimed(tmp_path / "fresh")
+    assert lock.claimed(tmp_path / "fresh")
     _leave_claim(tmp_path / "old", text, OLD)
-    assert not store.claimed(tmp_path / "old")
+    assert not lock.claimed(tmp_path / "old")
     with Claim(tmp_path / "old") as claim:
         assert claim.is_held()
 
 
 def test_a_claim_of_a_living_process_here_is_not_stale_however_old(tmp_path):
-    _leave_claim(tmp_path / "run", _by(store.host(), os.getpid(), store.process_start(os.getpid())), OLD)
+    _leave_claim(tmp_path / "run", _by(lock.host(), os.getpid(), lock.process_start(os.getpid())), OLD)
     with pytest.raises(Busy):
         Claim(tmp_path / "run").__enter__()
 
 
 def test_a_reused_process_number_is_not_the_process_that_claimed(tmp_path):
-    _leave_claim(tmp_path / "run", _by(store.host(), os.getpid(), "1"))
-    assert not store.claimed(tmp_path / "run")
+    _leave_claim(tmp_path / "run", _by(lock.host(), os.getpid(), "1"))
+    assert not lock.claimed(tmp_path / "run")
     with Claim(tmp_path / "run") as claim:
         assert claim.is_held()
 
 
 def test_the_heartbeat_renews_the_time_of_a_claim(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
     with Claim(tmp_path / "run"):
         file = _claim_file(tmp_path / "run")
         os.utime(file, (0, 0))

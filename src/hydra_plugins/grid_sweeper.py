@@ -10,7 +10,7 @@ from omegaconf import DictConfig, open_dict
 
 
 class GridSweeper(Sweeper):
-    """Hands a command line to `smallbatch.sweep`, with Hydra's way to compose and the chosen launcher."""
+    """Hands a command line to `smallbatch.grid.sweep`, with Hydra's way to compose and the chosen launcher."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.cfg, self.context = config, hydra_context
@@ -22,7 +22,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from smallbatch.compose import plain_errors
-        from smallbatch.sweep import sweep
+        from smallbatch.grid.sweep import sweep
 
         name = self.cfg.hydra.job.config_name
 

@@ -1,6 +1,5 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
-import argparse
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,21 +65,6 @@ def _in_one_line(error: HydraException) -> str:
     if unknown:
         return no_setting(unknown[1], compose([]))
     return ": ".join(lines).removeprefix("Error merging override ")
-
-
-def command(doc: str | None, count: str = "*") -> argparse.ArgumentParser:
-    """The parser of a command on the run folders: `--store`, and `count` words key=value."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
-    parser.add_argument("words", nargs=count, metavar="key=value")
-    return parser
-
-
-def refuse_store(words: list[str]) -> None:
-    """Of a command that is told with --store where the runs are. Raises ConfigError for `store=…`."""
-    for word in words:
-        if word.startswith("store="):
-            raise ConfigError(f"{word}: this command wants it as --store {word.removeprefix('store=')}")
 
 
 def no_setting(key: str, cfg: DictConfig) -> str:

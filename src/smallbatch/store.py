@@ -1,45 +1,38 @@
-"""Run folders: who trains a run, what it left behind, and all of them as one table.
+"""Run folders: what a run left behind, checked when read, and ended runs by what they are.
 
-A folder `<store>/<key>/` holds config.json (the run), epochs.csv (a row per epoch), result.json (when
-the run ended) and, until then, checkpoint.ckpt and claim.
+A folder `<store>/<key>/` holds config.json (the run), epochs.csv (a row per epoch), result.json (when the run ended)
+and, until then, checkpoint.ckpt.
 """
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
 import math
-import os
-import socket
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smallbatch.config import Run
+from smallbatch.data import Description, describe, published
+from smallbatch.data.folders import preparation
+from smallbatch.data.sources import PUBLISHED
 from smallbatch.files import write_text
+from smallbatch.lock import CLAIM, Busy, Claim
+from smallbatch.run import Run, setting
 
+CHECKPOINT = "checkpoint.ckpt"
 ENDED = ("finished", "diverged")  # statuses that count as done; `failed` is tried again
-HEARTBEAT = 10.0  # seconds between signs of life of a claim
-CLAIM, CHECKPOINT = "claim", "checkpoint.ckpt"
-STALE = 120.0  # seconds without one after which its run may be taken over
 
 Row = dict[str, float]
 
 
 class DamagedRun(Exception):
     """A run folder whose files do not fit together. Its text says which and why."""
-
-
-class Busy(Exception):
-    """Another live process holds the run's claim."""
 
 
 @dataclass(frozen=True)
@@ -170,141 +163,6 @@ def add(store: Path, record: Record) -> bool:
     return True
 
 
-@dataclass
-class Claim:
-    """The exclusive right to train a run, as a context manager. Raises Busy if a live process holds it.
-
-    The claim is a file created exclusively; its time of change is the heartbeat. Taking over a stale
-    one, and giving one back, look and act under a lock of the store, since what was looked at may
-    have been replaced before the act.
-    """
-
-    path: Path
-    _text: str = ""
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _beat: threading.Thread | None = None
-
-    def __enter__(self) -> "Claim":
-        self.path.mkdir(parents=True, exist_ok=True)
-        token = os.urandom(8).hex()  # tells this claim from another one of this process
-        who = {"host": host(), "pid": os.getpid(), "started": process_start(os.getpid()), "token": token}
-        self._text = json.dumps(who)
-        with _locked(self.path.parent):
-            if claimed(self.path):
-                raise Busy(f"{self.path}: {_holder(_claim_text(self._file))} is training it")
-            self._file.unlink(missing_ok=True)
-            try:
-                with self._file.open("x", encoding="utf-8") as file:
-                    file.write(self._text)
-            except FileExistsError:  # where the disk has no locks
-                raise Busy(f"{self.path}: another process has just claimed it") from None
-        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
-        self._beat.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        if self._beat:
-            self._beat.join()
-        with _locked(self.path.parent):
-            if self.is_held():
-                self._file.unlink(missing_ok=True)
-
-    def is_held(self) -> bool:
-        """False once another process has taken over, thinking this one dead."""
-        return _claim_text(self._file) == self._text
-
-    @property
-    def _file(self) -> Path:
-        return self.path / CLAIM
-
-    def _keep_alive(self) -> None:
-        while not self._stop.wait(HEARTBEAT):
-            with suppress(OSError):  # taken over, or the disk is away for a moment: is_held() tells
-                os.utime(self._file)
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """Alone among all processes for the milliseconds of a look and an act; the system frees a dead one's lock."""
-    with (store / ".lock").open("a") as file:
-        with suppress(OSError):  # a disk without locks: then a takeover is exclusive only to the millisecond
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def claimed(path: Path) -> bool:
-    """Whether a live process is training the run."""
-    return (path / CLAIM).exists() and not _is_stale(path / CLAIM)
-
-
-@lru_cache(maxsize=1)
-def host() -> str:
-    """This machine since its last start: process numbers mean nothing elsewhere or before."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-    except OSError:
-        boot = ""
-    return f"{socket.gethostname()}/{boot}"
-
-
-def process_start(pid: int) -> str | None:
-    """A process's start time where the system tells it, to know a reused process number; None for a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _claim_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def _holder(text: str | None) -> str:
-    try:
-        claim = json.loads(text or "")
-        return f"process {claim['pid']} on {claim['host'].split('/')[0]}"
-    except (ValueError, KeyError):
-        return "another process"
-
-
-def _is_stale(path: Path) -> bool:
-    """Whether a claim's process is gone (same host) or its heartbeat old (by the file system's own clock)."""
-    try:
-        claim = json.loads(path.read_text(encoding="utf-8"))
-        if claim["host"] == host():
-            started = process_start(claim["pid"])
-            return not _alive(claim["pid"]) or (claim["started"] is not None and started != claim["started"])
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError, KeyError):
-        pass  # being written just now, or torn by a crash: its age decides
-    try:
-        return _disk_time(path.parent.parent) - path.stat().st_mtime > STALE
-    except FileNotFoundError:
-        return True
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _disk_time(path: Path) -> float:
-    """Now, by the clock that stamps files in `path` (another machine's on a shared disk)."""
-    with tempfile.NamedTemporaryFile(dir=path, prefix=".time.") as file:
-        return os.stat(file.name).st_mtime
-
-
 def tidy(path: Path) -> None:
     """Remove what a process killed between its result and its end left in a finished run's folder."""
     if not any((path / name).exists() for name in (CHECKPOINT, CLAIM)):
@@ -368,3 +226,74 @@ def summary(record: Record, store: Path, skipped: bool = False) -> str:
     how = f"{result['status']} before" if skipped else result["status"]
     path = folder(store, record.run) / ("traceback.txt" if result["status"] == "failed" else "")
     return f"{record.run.label}: {how}, {points}, {result['seconds']:.1f} s, {path}"
+
+
+class Ended:
+    """Ended runs, found by what they are whatever their seed."""
+
+    def __init__(self, records: dict[str, Record]) -> None:
+        self.records = records
+        self.by_cell: dict[str, list[Record]] = defaultdict(list)
+        self.by_setting: dict[str, list[Record]] = defaultdict(list)
+        for record in records.values():
+            self.by_cell[cell(record.run)].append(record)
+            self.by_setting[setting(record.run)].append(record)
+        seen = Counter((record.run.data["name"], record.run.data["fingerprint"]) for record in records.values())
+        self.fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
+        self.kinds = Counter(name for name, _ in seen)
+        self.full = {
+            name: {split: self._full(name, split) for split in ("train", "test")} for name in self.fingerprints
+        }
+
+    def _full(self, name: str, split: str) -> int:
+        """How many images a data set has, where a run used them all; else more than any."""
+        for record in self.records.values():
+            data = record.run.data
+            if data["fingerprint"] == self.fingerprints[name] and data[f"{split}_size"] is None:
+                return int(record.result.get(f"{split}_images", sys.maxsize))
+        return sys.maxsize
+
+    def describe(self, data: dict[str, Any]) -> Description:
+        """What the data of a config are, as the runs know it: no image is read, and none downloaded.
+
+        Where a name does not tell (your own files; runs of one name that saw different images, or of none) and the
+        images are here, they are looked at; else those seen by the most runs are meant. Raises ConfigError.
+        """
+        if ("path" in data and data["name"] not in PUBLISHED) or self._unsure(data):
+            return describe(data)
+        full = self.full.get(data["name"], {"train": sys.maxsize, "test": sys.maxsize})
+        sizes = (data["train_size"] or full["train"], data["test_size"] or full["test"])
+        fingerprint = self.fingerprints.get(data["name"], data["name"])
+        whole = (full["train"], full["test"])
+        return Description(data["name"], Path(), fingerprint, 0, *sizes, whole, preparation(data))
+
+    def _unsure(self, data: dict[str, Any]) -> bool:
+        """Whether the runs leave open which images a name means, and looking would download none."""
+        seen = self.kinds[data["name"]]
+        if seen > 1:
+            return published(data, "") is None
+        return not seen and (Path(data["root"]) / f"{data['name']}.npz").exists()
+
+    def alike(self, run: Run) -> list[Record]:
+        """The runs of a run's setting, whatever their batch sizes, η̃ and seed."""
+        return self.by_setting.get(setting(run), [])
+
+    def of(self, runs: Iterable[Run], any_seed: bool) -> tuple[list[Record], list[Run]]:
+        """The records of some runs, and the runs that have none; with `any_seed` a cell's other seeds count."""
+        asked: dict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            asked[cell(run)].append(run)
+        found, missing = [], []
+        for name, some in asked.items():
+            there = self.by_cell.get(name, [])
+            if not any_seed:
+                there = [self.records[run.key] for run in some if run.key in self.records]
+            found += there
+            lacking = [run for run in some if run.key not in self.records]
+            missing += lacking[: max(0, len(some) - len(there))]
+        return found, missing
+
+
+def cell(run: Run) -> str:
+    """The run's key but for the seed."""
+    return replace(run, seed=0).key

@@ -8,8 +8,24 @@ import pandas as pd
 from pandas.api.types import is_float_dtype
 
 from smallbatch.compose import did_you_mean
-from smallbatch.config import VARIED, ConfigError, format_power, parse_power, setting
+from smallbatch.config import ConfigError, format_power, parse_power
+from smallbatch.run import VARIED, setting
 from smallbatch.store import Record
+
+LEARNT = 5.0  # standard errors above chance: the best of thousands of runs that learn nothing stays below
+
+
+def least_reliable(best: float, chance: float, test_images: int, share: float) -> float:
+    """The score in points that every seed has to reach, infinite where the best run is at chance."""
+    learnt = best - chance > LEARNT * binomial_error(chance, test_images)
+    return chance + share * (best - chance) if learnt else np.inf
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """Standard error in points of an accuracy in points, from the size of the test set."""
+    share = min(max(accuracy / 100, 0.0), 1.0)
+    return float(100 * np.sqrt(share * (1 - share) / images))
+
 
 MOST_VALUES = 12  # of a column that an error names
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from smallbatch.config import ConfigError, Run
-from smallbatch.models.normalization import Normalization
+from smallbatch.config import ConfigError
+from smallbatch.models.norm import Normalization
+from smallbatch.run import Run
 
 __all__ = ["build"]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from smallbatch.models.normalization import Normalization, initialise
+from smallbatch.models.norm import Normalization, initialise
 
 
 class AlexNet(nn.Module):

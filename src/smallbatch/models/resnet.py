@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smallbatch.config import ConfigError
-from smallbatch.models.normalization import Normalization, initialise
+from smallbatch.models.norm import Normalization, initialise
 
 
 class Block(nn.Module):

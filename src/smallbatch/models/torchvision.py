@@ -7,7 +7,7 @@ from torch import nn
 from torchvision import models
 
 from smallbatch.config import ConfigError
-from smallbatch.models.normalization import Normalization, initialise
+from smallbatch.models.norm import Normalization, initialise
 
 # Their second outputs in training have no place in the paper's loss.
 _WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": False}

@@ -1,5 +1,1 @@
-"""One run from its config to its run folder."""
-
-from smallbatch.training.run import train
-
-__all__ = ["train"]
+"""Training: from a run to its rows."""

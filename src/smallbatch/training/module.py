@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from smallbatch.config import ConfigError, Run
+from smallbatch.config import ConfigError
 from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import TestBlocks, TrainBlocks, block_size, halves, statistics_batches
 from smallbatch.models import accepted, build, check_call, locate
-from smallbatch.models.normalization import precise_statistics
+from smallbatch.models.norm import precise_statistics
+from smallbatch.run import Run
 from smallbatch.training.schedule import factor
 from smallbatch.training.score import scored_epochs
 

@@ -1,0 +1,342 @@
+"""From runs to intervals, and from intervals to three-valued answers: the statistics that `claims.py` judges with.
+
+Accuracies and effects are in points (percent of the test images). A cell is one (m, η̃, BN batch) of a figure, with one
+run a seed; only seeds that all cells of the compared figures have are used. A cell is reliable when every seed reaches
+chance + share · (best score of the setting − chance), share ½ unless said otherwise; "converged" is reliable at ½.
+
+"Best" selects by leaving one seed out: for each seed the cell with the highest mean over the other seeds (ties to the
+smaller η̃), among converged cells if there are any, evaluated on the seed left out: no run both chooses and is chosen.
+
+Intervals are 95 % t-intervals. With the weight w of each cell and seed in the effect, their variance is
+Σ s² w² / seeds², s² the variance within cells, pooled over the figure's converged cells of one m, since runs of large m
+near their edge scatter more. Where the seeds cancel within a figure it is paired: s² about cell and seed means; else
+about cell means. Degrees of freedom are Satterthwaite's. A best cell that is contested counts twice in Σ w²: the
+choices of two seeds share the runs of all others, so their values go together where cells tie. A seed's luck may differ
+between figures and go through all cells of one: an effect in which the seeds cancel only between figures takes Welch's
+interval of the figures' values over the seeds where that is wider. An effect that reads a cell that has not converged
+has a spread of its own, so its interval is that of its values over the seeds.
+`tests/claims/test_statistics.py` simulates what these intervals cover.
+
+A best η̃ at an edge of those tried at its m is censored: the true best may be higher. A comparison that this could turn
+is undecided. So is one that lacks runs or seeds. In a best over several m, an m that trains at no η̃ tried counts as it
+came out, as in the paper.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.special import stdtrit
+
+from smallbatch.claims.cells import Array, Cells
+from smallbatch.config import format_power
+from smallbatch.table import binomial_error
+
+SUPPORTED, REFUTED, UNDECIDED = "supported", "not supported", "undecided"
+POINT = 1.0  # "coincide", "similar", "fair" and "clear" are within, or beyond, one point
+RIVAL = 5.0  # points that a censored m may catch up: one octave of η̃ brings 4.0 at most in figure 1, reduced
+TIE = 3.0  # standard errors of a difference of cell means within which a best cell is contested
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a claim: effect and 95 % interval in points, and what they rest on.
+
+    `train_*`: the same comparison of training accuracies at the end. `updates`, `updates_against`: fewest and most per
+    run on the side with the plus sign and on the other. `binomial`: standard error of one accuracy from the test set's
+    size, which all seeds share. `counts` is False for what is listed only, to show what another part rests on.
+    """
+
+    label: str
+    verdict: str
+    reason: str = ""
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    df: float | None = None
+    seeds: int | None = None
+    train_effect: float | None = None
+    train_low: float | None = None
+    train_high: float | None = None
+    updates: tuple[int, int] | None = None
+    updates_against: tuple[int, int] | None = None
+    binomial: float | None = None
+    keys: tuple[str, ...] = ()
+    counts: bool = True
+
+    @property
+    def in_training(self) -> bool | None:
+        """Whether training accuracy shows the effect's sign beyond noise (optimisation, not generalisation alone)."""
+        if self.effect is None or self.train_low is None or self.train_high is None:
+            return None
+        return self.train_low > 0 if self.effect > 0 else self.train_high < 0
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A linear function of each seed's scores, such as "accuracy at the best η̃ of m = 8": weights (cells, seeds).
+
+    `contested`: what selection adds to the sum of squared weights. `may_rise`, `may_fall`: why its true value may be
+    higher, or lower. `unknown`: why it has none.
+    """
+
+    weights: dict[Cells, Array] = field(default_factory=dict)
+    contested: float = 0.0
+    may_rise: tuple[str, ...] = ()
+    may_fall: tuple[str, ...] = ()
+    unknown: str = ""
+
+    def __add__(self, other: "Quantity") -> "Quantity":
+        weights = dict(self.weights)
+        for cells, weight in other.weights.items():
+            weights[cells] = weights[cells] + weight if cells in weights else weight
+        rise, fall = self.may_rise + other.may_rise, self.may_fall + other.may_fall
+        return Quantity(weights, self.contested + other.contested, rise, fall, self.unknown or other.unknown)
+
+    def __neg__(self) -> "Quantity":
+        weights = {cells: -weight for cells, weight in self.weights.items()}
+        return Quantity(weights, self.contested, self.may_fall, self.may_rise, self.unknown)
+
+    def __sub__(self, other: "Quantity") -> "Quantity":
+        return self + -other
+
+
+def mean(quantities: list[Quantity]) -> Quantity:
+    """Their average; unknown if there are none."""
+    if not quantities:
+        return Quantity(unknown="no such batch size in the grid")
+    total, n = sum(quantities, Quantity()), len(quantities)
+    weights = {cells: weight / n for cells, weight in total.weights.items()}
+    return replace(total, weights=weights, contested=total.contested / n**2)
+
+
+def choose(cells: Cells, among: Array) -> Array:
+    """Rows (seeds,) of the best cell in the mask for each seed, by the mean score of the other seeds."""
+    converged = among & cells.converged
+    rows = np.flatnonzero(converged if converged.any() else among)  # an edge that one seed crosses is no best cell
+    scores = cells.score[rows]
+    others = (scores.sum(axis=1, keepdims=True) - scores) / (len(cells.seeds) - 1)
+    return np.asarray(rows[np.round(others, 9).argmax(axis=0)])  # rows are in order of η̃: ties go to the smaller
+
+
+def _contested(cells: Cells, among: Array) -> bool:
+    """Whether the two highest cell means in the mask are too close to tell apart."""
+    score = cells.score[among & cells.converged]
+    variance, df = pooled(cells.score[cells.converged], paired=True)
+    if len(score) < 2 or df == 0:
+        return False
+    second, first = np.sort(score.mean(axis=1))[-2:]
+    return bool(first - second <= TIE * np.sqrt(2 * variance / len(cells.seeds)))
+
+
+def pick(cells: Cells, rows: Array, contested: bool = False) -> Quantity:
+    """The score of one cell a seed: rows (seeds,); `contested` if the choice may have gone otherwise."""
+    seeds = len(cells.seeds)
+    weight = np.zeros(cells.score.shape)
+    weight[rows, np.arange(seeds)] = 1.0
+    # Among tied cells the variance of the mean grows with the seeds: 1.4, 2.0 and 2.8 times for 2, 5 and 10.
+    return Quantity({cells: weight}, contested=seeds * (max(2.0, seeds / 3) - 1) if contested else 0.0)
+
+
+def best(cells: Cells, among: Array) -> Quantity:
+    """Accuracy at the best cell in the mask, with what is censored about it."""
+    if not among.any():
+        return Quantity(unknown=f"{cells.name}: no such batch size in the grid")
+    rows = choose(cells, among)
+    level = _mean_at(cells, rows)
+    rivals = []
+    for m in np.unique(cells.m[among]):
+        own = choose(cells, among & (cells.m == m))
+        if _mean_at(cells, own) > level - RIVAL or m in cells.m[rows]:
+            rivals.append(censored(cells, own))
+    quantity = pick(cells, rows, _contested(cells, among))
+    return replace(quantity, may_rise=tuple(reason for reason in rivals if reason))
+
+
+def tuned(cells: Cells, *sizes: int) -> Quantity:
+    """Accuracy at the best η̃ (and m, where several are given)."""
+    return best(cells, cells.at(sizes))
+
+
+def censored(cells: Cells, rows: Array) -> str:
+    """Why the best η̃ may lie outside those tried at its m; "" if it does not, or is given."""
+    for row in np.unique(rows):
+        where = f"at m = {cells.m[row]} in {cells.name}"
+        tried = np.unique(cells.rate[cells.m == cells.m[row]])
+        if not cells.converged[row]:
+            return f"no η̃ tried {where} trains"
+        if len(tried) == 1 and not cells.rates_given:
+            return f"one η̃ only was tried {where}"
+        if len(tried) > 1 and cells.rate[row] in (tried[0], tried[-1]):
+            return f"the best η̃ {where}, {format_power(cells.rate[row])}, is at an edge of those tried"
+    return ""
+
+
+def _mean_at(cells: Cells, rows: Array) -> float:
+    return float(cells.score[rows, np.arange(len(rows))].mean())
+
+
+def pooled(score: Array, paired: bool) -> tuple[float, int]:
+    """Variance within cells of (cells, seeds), about cell means or, `paired`, cell and seed means; and its df."""
+    df = (len(score) - paired) * (score.shape[1] - 1)
+    if df <= 0:
+        return float("nan"), 0
+    return float((_residuals(score, paired) ** 2).sum() / df), df
+
+
+def _residuals(score: Array, paired: bool) -> Array:
+    rest = score - score.mean(axis=1, keepdims=True)
+    return np.asarray(rest - rest.mean(axis=0, keepdims=True) if paired else rest)
+
+
+def interval(quantity: Quantity, column: str = "score") -> tuple[float, float, float, float]:
+    """Mean over seeds of a known quantity, its 95 % interval (low, high) and degrees of freedom."""
+    weights = quantity.weights
+    figures = np.array([(w * getattr(c, column)).sum(axis=0) for c, w in weights.items()])  # (figures, seeds)
+    values, seeds = figures.sum(axis=0), figures.shape[1]
+    cancels = [bool(np.allclose(w.sum(axis=0), 0)) for w in weights.values()]
+    terms = [t for (c, w), paired in zip(weights.items(), cancels, strict=True) for t in _terms(c, w, column, paired)]
+    if not terms:  # a difference of a cell and itself
+        reach, df = 0.0, seeds - 1.0
+    elif any(w[~c.converged].any() for c, w in weights.items()) or not all(df > 0 for _, df, _ in terms):
+        reach, df = _reach(np.array([values.var(ddof=1) / seeds]), np.array([seeds - 1.0]))
+    else:
+        variances, dfs, squares = np.array(terms).T
+        contested = 1 + quantity.contested / squares.sum()
+        reach, df = _reach(contested * variances * squares / seeds**2, dfs)
+        if len(figures) > 1 and not all(cancels):
+            welch = _reach(figures.var(axis=1, ddof=1) / seeds, np.full(len(figures), seeds - 1.0))
+            reach, df = max((reach, df), welch)
+    effect = float(values.mean())
+    return effect, effect - reach, effect + reach, df
+
+
+def _terms(cells: Cells, weight: Array, column: str, paired: bool) -> list[tuple[float, float, float]]:
+    """Variance within cells, its degrees of freedom and Σ w² for each m that has weight."""
+    score, m = getattr(cells, column)[cells.converged], cells.m[cells.converged]
+    rest = _residuals(score, paired) ** 2
+    each = (len(score) - paired) * (score.shape[1] - 1) / max(1, len(score))  # degrees of freedom of one cell
+    terms = []
+    for size in np.unique(cells.m[weight.any(axis=1)]):
+        df = each * float((m == size).sum())
+        variance = float(rest[m == size].sum() / df) if df > 0 else 0.0
+        terms.append((variance, df, float((weight[cells.m == size] ** 2).sum())))
+    return terms
+
+
+def _reach(variances: Array, dfs: Array) -> tuple[float, float]:
+    """Half a 95 % t-interval and its degrees of freedom (Satterthwaite) for a sum of independent estimates."""
+    total = float(variances.sum())
+    df = total**2 / float((variances**2 / dfs).sum()) if total > 0 else float(dfs.sum())
+    return float(stdtrit(df, 0.975)) * total**0.5, df
+
+
+Decide = Callable[[float, float], str]
+
+
+def higher(label: str, quantity: Quantity) -> Part:
+    """Whether it is above 0: refuted from the interval below 0 or, unless wholly above, within a point of it."""
+    return _part(label, quantity, _is_higher)
+
+
+def leads(label: str, quantity: Quantity) -> Part:
+    """Whether it is above 0, of a group that is said to hold the best: a tie leaves it open."""
+    return _part(label, quantity, _is_ahead)
+
+
+def clearly_higher(label: str, quantity: Quantity) -> Part:
+    """Whether it is above one point."""
+    return _part(label, quantity, _is_clear)
+
+
+def at_most_a_point(label: str, quantity: Quantity) -> Part:
+    """Whether it is one point or less: the opposite of `clearly_higher`."""
+    part = clearly_higher(label, quantity)
+    return replace(part, verdict={SUPPORTED: REFUTED, REFUTED: SUPPORTED}.get(part.verdict, UNDECIDED))
+
+
+def similar(label: str, quantity: Quantity, reference: float = 0.0) -> Part:
+    """Whether it is within one point of the reference; the effect is the distance from it."""
+    return _part(label, quantity, lambda low, high: is_within(low, high, POINT), reference)
+
+
+def is_within(low: float, high: float, reach: float) -> str:
+    """Whether an interval lies within ± reach, outside, or on both sides."""
+    if -reach <= low and high <= reach:
+        return SUPPORTED
+    return REFUTED if low > reach or high < -reach else UNDECIDED
+
+
+def _is_higher(low: float, high: float) -> str:
+    if low > 0:
+        return SUPPORTED
+    return REFUTED if high <= 0 or (low >= -POINT and high <= POINT) else UNDECIDED
+
+
+def _is_ahead(low: float, high: float) -> str:
+    return SUPPORTED if low > 0 else REFUTED if high <= 0 else UNDECIDED
+
+
+def _is_clear(low: float, high: float) -> str:
+    return SUPPORTED if low > POINT else REFUTED if high <= POINT else UNDECIDED
+
+
+def _part(label: str, quantity: Quantity, decide: Decide, reference: float = 0.0) -> Part:
+    if quantity.unknown:
+        return Part(label, UNDECIDED, quantity.unknown)
+    effect, low, high, df = interval(quantity)
+    effect, low, high = effect - reference, low - reference, high - reference
+    verdict = decide(low, high)
+    reason = "the interval leaves it open" if verdict == UNDECIDED else ""
+    for censors, ends in ((quantity.may_rise, (low, np.inf)), (quantity.may_fall, (-np.inf, high))):
+        if censors and verdict != UNDECIDED and decide(*ends) != verdict:
+            verdict, reason = UNDECIDED, censors[0]
+    train, train_low, train_high, _ = interval(quantity, "train")
+    plus, minus = (_side(quantity, sign) for sign in (1, -1))
+    cells = next(iter(quantity.weights))
+    return Part(
+        label=label,
+        verdict=verdict,
+        reason=reason,
+        effect=effect,
+        low=low,
+        high=high,
+        df=df,
+        seeds=len(cells.seeds),
+        train_effect=train,
+        train_low=train_low,
+        train_high=train_high,
+        updates=plus.updates,
+        updates_against=minus.updates,
+        binomial=binomial_error(plus.accuracy, cells.test_images) if plus.keys else None,
+        keys=tuple(sorted({*plus.keys, *minus.keys})),
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The runs that enter an effect with one sign: fewest and most updates, mean accuracy and keys."""
+
+    updates: tuple[int, int] | None
+    accuracy: float
+    keys: list[str]
+
+
+def _side(quantity: Quantity, sign: int) -> _Side:
+    used = {cells: sign * weight > 0 for cells, weight in quantity.weights.items()}
+    updates = [int(u) for cells, mask in used.items() for u in cells.updates[mask.any(axis=1)]]
+    scores = [float(score) for cells, mask in used.items() for score in cells.score[mask]]
+    keys = [str(key) for cells, mask in used.items() for key in cells.key[mask]]
+    return _Side((min(updates), max(updates)) if updates else None, float(np.mean(scores)) if scores else 0.0, keys)
+
+
+def all_of(verdicts: Iterable[str]) -> str:
+    """Supported if all are, not supported if any is not, else undecided; of none, undecided."""
+    given = set(verdicts)
+    return REFUTED if REFUTED in given else SUPPORTED if given == {SUPPORTED} else UNDECIDED
+
+
+def any_of(verdicts: Iterable[str]) -> str:
+    """Supported if any is, not supported if none can be, else undecided; of none, undecided."""
+    given = set(verdicts)
+    return SUPPORTED if SUPPORTED in given else REFUTED if given == {REFUTED} else UNDECIDED

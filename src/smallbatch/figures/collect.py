@@ -1,0 +1,110 @@
+"""The runs of a figure: what its config names, and what of that the store has, over all seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from smallbatch.compose import CONF
+from smallbatch.config import ConfigError, Draw, Figure
+from smallbatch.grid.best_rates import best_rates
+from smallbatch.grid.expand import Compose, expand, figure_config, figure_names
+from smallbatch.run import Run
+from smallbatch.store import Ended, Record
+from smallbatch.table import table
+
+
+@dataclass(frozen=True)
+class FigureRuns:
+    """The runs of one figure at one scale, over all seeds that are there.
+
+    `frame`: rows of `smallbatch.table.table`; `missing`: points without a run; `stand_in`: what stands in for what, or
+    ""; `of`: the figures that a summary shows; `curves`, for figures of curves only: a row an epoch, with key,
+    batch_size, seed and the columns of epochs.csv.
+    """
+
+    name: str
+    scale: str
+    frame: pd.DataFrame
+    missing: Sequence[Run] = ()
+    title: str = ""
+    draw: str = "sweep"
+    stand_in: str = ""
+    of: Sequence[str] = ()
+    curves: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command's words ask for: figures, scales, and `rest`, which changes the figures' runs."""
+
+    figures: list[str]
+    scales: list[str]
+    rest: list[str]
+    by_name: bool
+
+    @classmethod
+    def of(cls, words: list[str]) -> "Asked":
+        """All figures and all scales where the words name none."""
+        given = {key: value.split(",") for key, _, value in (word.partition("=") for word in words)}
+        scales = given.get("scale") or sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
+        rest = [word for word in words if not word.startswith(("figure=", "scale="))]
+        return cls(figure_names(given.get("figure", ["all"])), scales, rest, "figure" in given)
+
+    @property
+    def changes(self) -> list[str]:
+        """The words that make other runs of a figure's."""
+        return [word for word in self.rest if not word.startswith(("data.root=", "machine."))]
+
+
+def gather(asked: Asked, scale: str, compose: Compose, ended: Ended) -> tuple[dict[str, FigureRuns], list[ConfigError]]:
+    """The figures asked for, and those that they summarise, at one scale; and why some cannot be told."""
+    gathered: dict[str, FigureRuns] = {}
+    problems: list[ConfigError] = []
+    parts = [part for name in asked.figures for part in figure_config(name, compose).of]
+    for name in dict.fromkeys([*asked.figures, *parts]):
+        try:
+            gathered[name] = collect(name, scale, asked.rest, compose, ended)
+        except ConfigError as problem:
+            problems.append(problem)
+    return gathered, problems
+
+
+def collect(name: str, scale: str, words: list[str], compose: Compose, ended: Ended) -> FigureRuns:
+    """A figure's runs at a scale, `words` changing its config; a summary has none of its own.
+
+    Raises ConfigError, also where the best η̃ that the figure needs are not known yet.
+    """
+    figure = figure_config(name, compose)
+    records: list[Record] = []
+    missing: list[Run] = []
+    if figure.scales:
+        rates = best_rates(ended, compose, ended.describe)
+        grid = expand([f"figure={name}", f"scale={scale}", *words], compose, ended.describe, rates)
+        records, missing = ended.of(
+            (point.run for point in grid.points), not any(word.startswith("seed=") for word in words)
+        )
+    own = any(word.startswith(("model=", "data=")) for word in words)  # and so no stand-in for the paper's
+    stand_in = f"stand-in, {figure.stand_in[scale]}" if scale in figure.stand_in and not own else ""
+    return FigureRuns(
+        name,
+        scale,
+        frame=table(records),
+        missing=missing,
+        title=title(figure),
+        draw=figure.draw.name,
+        stand_in=stand_in,
+        of=figure.of,
+        curves=_curves(records) if figure.draw is Draw.convergence else None,
+    )
+
+
+def _curves(records: list[Record]) -> pd.DataFrame:
+    who = [({"key": r.run.key, "batch_size": r.run.batch_size, "seed": r.run.seed}, r.rows) for r in records]
+    return pd.DataFrame([run | row for run, rows in who for row in rows])
+
+
+def title(figure: Figure) -> str:
+    """`Figure 8: …`, or the title alone where the paper has no number for it."""
+    number = figure.name.removeprefix("fig").lstrip("0")
+    return f"Figure {number}: {figure.title}" if figure.name.startswith("fig") else figure.title

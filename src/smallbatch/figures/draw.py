@@ -1,0 +1,287 @@
+"""The paper's figures, each in the paper's form, from the runs that are there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from smallbatch.config import ConfigError, format_power
+from smallbatch.figures.collect import FigureRuns
+from smallbatch.figures.panels import (
+    caption,
+    cell_means,
+    chance_note,
+    colours,
+    describe,
+    draw_panel,
+    finish,
+    lanes_of,
+    power_axis,
+    power_text,
+    styled,
+)
+from smallbatch.table import least_reliable
+
+
+def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
+    """One figure as its config says; `parts` are the figures whose runs a summary shows."""
+    total = len(runs.frame) + len(runs.missing)
+    if runs.draw == "paths":
+        return sgd_paths(runs.title)
+    if runs.draw in ("best", "range"):
+        return (best if runs.draw == "best" else rate_range)(parts, runs.title, _scale_note(runs.scale))
+    note = f"{describe(runs.frame)}. {_scale_note(runs.scale)}"
+    if runs.stand_in:
+        note = f"{runs.stand_in[0].upper()}{runs.stand_in[1:]}. {note}"
+    if runs.missing:
+        note = f"INCOMPLETE: {len(runs.frame)} of {total} runs. {note}"
+    title = f"{runs.title} ({runs.stand_in.partition(':')[0]})" if runs.stand_in else runs.title
+    if runs.curves is not None:
+        return convergence(_whole_curves(runs), title, note)
+    return (bn_batch if runs.draw == "bn_batch" else sweep)(runs.frame, title, note)
+
+
+def _scale_note(scale: str) -> str:
+    return f"Scale: {scale}" + ("" if scale == "paper" else ", not the paper's size") + "."
+
+
+def sweep(frame: pd.DataFrame, title: str, note: str) -> Figure:
+    """Test accuracy against m, a curve per η̃, and against η̃, a curve per m; log2 axes.
+
+    A point is the mean score over seeds, with a bar of one standard deviation where there are several.
+    A point with a diverged run is a cross in the band below chance.
+    """
+    cells = cell_means(frame, ["batch_size", "base_lr"])
+    with styled():
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        lanes = lanes_of(frame)
+        for axes, x, curve in ((left, "batch_size", "base_lr"), (right, "base_lr", "batch_size")):
+            draw_panel(axes, cells, x, curve, lanes)
+            finish(axes, lanes, bool(cells["diverged"].any()))
+        left.set(xlabel="batch size m", ylabel="test accuracy (%)", title="against batch size")
+        right.set(xlabel="base learning rate η̃ = η / m", title="against base learning rate")
+        right.tick_params(labelleft=False)
+        caption(figure, title, note + chance_note(cells))
+    return figure
+
+
+def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:
+    """Test accuracy against the BN batch, a curve per SGD batch, whose right end is a BN batch equal to it.
+
+    Raises ConfigError where an SGD batch has several η̃.
+    """
+    if frame.groupby("batch_size")["base_lr"].nunique().max() > 1:
+        tried = ", ".join(format_power(rate) for rate in sorted(frame["base_lr"].unique()))
+        raise ConfigError(f"{title}: has one η̃ for each SGD batch; choose one with base_lr=…, of {tried}")
+    cells = cell_means(frame, ["batch_size", "bn_batch_size"])
+    with styled():
+        figure = Figure(figsize=(6.6, 4.4), layout="constrained")
+        axes = figure.subplots()
+        lanes = lanes_of(frame)
+        draw_panel(axes, cells, "bn_batch_size", "batch_size", lanes, heading="SGD batch m")
+        finish(axes, lanes, bool(cells["diverged"].any()))
+        axes.set(xlabel="BN batch size", ylabel="test accuracy (%)")
+        rates = frame.groupby("batch_size")["base_lr"].first()
+        chosen = ", ".join(f"{power_text(rate)} at {m}" for m, rate in rates.items())
+        caption(figure, title, f"{note}\nη̃ for each SGD batch: {chosen}.{chance_note(cells)}")
+    return figure
+
+
+def convergence(curves: pd.DataFrame, title: str, note: str) -> Figure:
+    """Training and test accuracy against epochs, a curve per m, the mean over seeds; a cross where one diverged.
+
+    `curves` as `_whole_curves` gives them.
+    """
+    with styled():
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        sizes = sorted(curves["batch_size"].unique())
+        for axes, column, name in zip(panels, ("train_accuracy", "test_accuracy"), ("training", "test"), strict=True):
+            for m, colour in zip(sizes, colours("viridis", len(sizes)), strict=True):
+                line = 100 * curves[curves["batch_size"] == m].groupby("epoch")[column].mean()
+                axes.plot(line.index, line, color=colour, lw=1.4, marker="o", ms=2.5, label=f"{m}")
+                lost = curves[(curves["batch_size"] == m) & curves["lost"]]
+                axes.plot(lost["epoch"], line[lost["epoch"]], "x", color=colour, ms=7, mew=1.8)
+            axes.set(xlabel="epoch", title=f"{name} accuracy")
+            axes.set_xlim(0, curves["epoch"].max() * 1.02)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel("accuracy (%)")
+        panels[1].tick_params(labelleft=False)
+        panels[1].legend(title="m", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+        if curves["lost"].any():
+            note += "\nCrosses: a run diverged in this epoch, and counts as chance from there."
+        caption(figure, title, f"{note} Training accuracy is measured during the epoch, with the weights as they move.")
+    return figure
+
+
+def _whole_curves(runs: FigureRuns) -> pd.DataFrame:
+    """Rows for all epochs of each run, at chance from where it diverged; `lost`: it did so in this one."""
+    assert runs.curves is not None
+    epochs, chance = int(runs.frame["epochs"].max()), runs.frame["chance"].iloc[0]
+    lost = runs.curves.assign(lost=runs.curves["train_loss"].isna())
+    lost.loc[lost["lost"], ["train_accuracy", "test_accuracy"]] = chance
+    index = pd.MultiIndex.from_product([lost["key"].unique(), range(1, epochs + 1)], names=["key", "epoch"])
+    whole = lost.set_index(["key", "epoch"]).reindex(index).reset_index()
+    whole["batch_size"] = whole["key"].map(lost.drop_duplicates("key").set_index("key")["batch_size"])
+    whole["lost"] = whole["lost"].eq(True)
+    return whole.fillna({"train_accuracy": chance, "test_accuracy": chance})
+
+
+def best(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
+    """Best mean test accuracy over η̃ against m, a curve per setting; hollow where the best η̃ is at a grid's edge."""
+    with styled():
+        figure = Figure(figsize=(8.6, 4.8), layout="constrained")
+        axes = figure.subplots()
+        sizes: set[int] = set()
+        for place, (part, colour) in enumerate(zip(parts, colours("turbo", len(parts)), strict=True)):
+            tops = _tops(part.frame)
+            sizes |= set(tops.index)
+            marker = "os^Dv<>p*hX"[place % 11]
+            axes.plot(
+                tops.index, tops["mean"], color=colour, lw=1.4, marker=marker, ms=5, label=_setting_label(part, parts)
+            )
+            edge = tops[tops["edge"]]
+            axes.plot(edge.index, edge["mean"], ls="", color=colour, marker=marker, ms=5, mfc="white")
+        power_axis(axes, sorted(sizes))
+        axes.set(xlabel="batch size m", ylabel="best test accuracy over η̃ (%)")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        note += " η̃ is chosen on the test set, as in the paper. Hollow: the best η̃ is the lowest or highest one tried."
+        caption(figure, title, f"{_incomplete(parts)}{note}")
+    return figure
+
+
+def rate_range(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
+    """The η̃ that train reliably against m, a panel per setting: a bar over each.
+
+    Reliable: every seed reaches chance + ½ (best score of the setting − chance), as `evidence.py` has it.
+    """
+    with styled():
+        columns = min(4, len(parts))
+        rows = -(-len(parts) // columns)
+        figure = Figure(figsize=(2.9 * columns + 0.6, 2.4 * rows + 0.9), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, part in zip(grid, parts, strict=False):
+            _range_panel(axes, part.frame)
+            axes.set_title(fill(_setting_label(part, parts), 38))
+        for axes in grid[len(parts) :]:
+            axes.set_visible(False)
+        power_axis(grid[0], sorted({m for part in parts for m in part.frame["batch_size"]}), crowded=6)
+        grid[0].set_yscale("log", base=2)
+        grid[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_text(value)))
+        figure.supylabel("base learning rate η̃", fontsize=9)
+        seeds = min(int(part.frame["seed"].nunique()) for part in parts)
+        note += (
+            f" Bars: η̃ at which every seed ({seeds} or more) reaches chance + ½ (best − chance);"
+            " dots: the best η̃; grey: the η̃ tried. Against batch size m."
+        )
+        caption(figure, title, f"{_incomplete(parts)}{note}")
+    return figure
+
+
+def _range_panel(axes: Axes, frame: pd.DataFrame) -> None:
+    best, chance, images = 100 * frame["score"].max(), 100 * frame["chance"].iloc[0], int(frame["test_images"].iloc[0])
+    cells = frame.groupby(["batch_size", "base_lr"])["score"].agg(["mean", "min"]).reset_index()
+    cells["reliable"] = 100 * cells["min"] >= least_reliable(best, chance, images, 0.5)
+    for m in sorted(cells["batch_size"].unique()):
+        some = cells[cells["batch_size"] == m]
+        rates = some["base_lr"].to_numpy(float)
+        ends = [rates[0] / 2**0.4, *np.sqrt(rates[1:] * rates[:-1]), rates[-1] * 2**0.4]  # half-way between those tried
+        axes.plot([m, m], [ends[0], ends[-1]], color="0.88", lw=9, solid_capstyle="butt")
+        for low, high, trains in zip(ends[:-1], ends[1:], some["reliable"], strict=True):
+            if trains:
+                axes.plot([m, m], [low, high], color="#31688e", lw=7, solid_capstyle="butt")
+        good = some[some["reliable"]]
+        if len(good):
+            axes.plot(m, good["base_lr"][good["mean"].idxmax()], "o", color="white", ms=3.5)
+
+
+def sgd_paths(title: str) -> Figure:
+    """n small steps and one large step from one start, computed on a least-squares loss of two weights (eq. 2)."""
+    sketch = compute()
+    with styled():
+        figure = Figure(figsize=(6.2, 5.8), layout="constrained")
+        axes = figure.subplots()
+        both = np.concatenate([sketch.small, sketch.large, sketch.minimum[None]])
+        middle, reach = (both.min(axis=0) + both.max(axis=0)) / 2, 0.65 * np.ptp(both, axis=0).max()
+        x, y = (np.linspace(middle[i] - reach, middle[i] + reach, 200) for i in (0, 1))
+        height = sketch.loss(np.stack(np.meshgrid(x, y), axis=-1))
+        axes.contour(
+            x, y, height, levels=np.geomspace(height.min() + 1e-3, height.max(), 14), colors="0.8", linewidths=0.8
+        )
+        n = len(sketch.small) - 1
+        axes.plot(*sketch.small.T, color="#31688e", marker="o", ms=3, lw=1.4, label=f"{n} steps of m = 1")
+        axes.plot(*sketch.large.T, color="#d8576b", marker="s", ms=5, lw=1.4, label=f"1 step of m = {n}")
+        axes.plot(*sketch.minimum, "*", color="black", ms=10, label="minimum")
+        axes.annotate("start", sketch.small[0], textcoords="offset points", xytext=(6, 6), fontsize=8)
+        axes.set(xlabel="θ₁", ylabel="θ₂", aspect="equal")
+        axes.legend(loc="best")
+        ends = [float(sketch.loss(path[-1])) for path in (sketch.small, sketch.large)]
+        note = (
+            f"Least squares on {n} examples, η̃ = {sketch.base_lr:g} for both; each path computes {n} gradients.\n"
+            f"Loss at the start {float(sketch.loss(sketch.small[0])):.2f}, after the small steps {ends[0]:.3f}, "
+            f"after the large one {ends[1]:.3f}."
+        )
+        caption(figure, title, note)
+    return figure
+
+
+def _incomplete(parts: Sequence[FigureRuns]) -> str:
+    lacking = [part.name for part in parts if part.missing]
+    return f"INCOMPLETE: runs of {', '.join(lacking)} are missing. " if lacking else ""
+
+
+def _setting_label(part: FigureRuns, parts: Sequence[FigureRuns]) -> str:
+    """Network, norm and what else tells settings apart, in a few words: `fig09: resnet32 BN, augmented, cifar100`."""
+    data = pd.Series([p.frame["data"].iloc[0] for p in parts])
+    first = part.frame.iloc[0]
+    norm = {"none": "no BN", "batch": "BN", "group": "GN"}[first["norm"]]
+    if first["norm"] == "batch" and first["norm.layers"] == "conv":
+        norm = "BN in conv"
+    extra = [w for w, on in (("augmented", first["data.augment"]), ("warm-up", first["schedule.warmup"] > 0)) if on]
+    extra += [first["data"]] if first["data"] != data.mode()[0] else []
+    name = f"{part.name}: " if part.name.startswith("fig") else ""
+    return ", ".join([f"{name}{first['model']} {norm}", *extra])
+
+
+def _tops(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each m the best mean score (%) and whether its η̃ is at an edge of those tried at m."""
+    cells = cell_means(frame, ["batch_size", "base_lr"])
+    rows = cells.loc[cells.groupby("batch_size")["mean"].idxmax()].set_index("batch_size")
+    edges = cells.groupby("batch_size")["base_lr"].agg(["min", "max"])
+    return rows.assign(edge=(rows["base_lr"] == edges["min"]) | (rows["base_lr"] == edges["max"]))
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Least squares L(θ) = 1/(2n) Σ (x_iᵀθ − y_i)², x (n, 2), and two paths (steps + 1, 2) from one start."""
+
+    x: np.ndarray
+    y: np.ndarray
+    base_lr: float
+    small: np.ndarray
+    large: np.ndarray
+    minimum: np.ndarray
+
+    def loss(self, theta: np.ndarray) -> np.ndarray:
+        """L at each of (…, 2) weights."""
+        return np.asarray(((theta @ self.x.T - self.y) ** 2).mean(axis=-1) / 2)
+
+
+def compute(n: int = 16, base_lr: float = 0.15, seed: int = 2) -> Sketch:
+    """n updates θ ← θ − η̃ ∇L_i with m = 1, and one update θ ← θ − η̃ Σ ∇L_i with m = n (paper, eqs. 2 to 4)."""
+    random = np.random.RandomState(seed)
+    x = random.standard_normal((n, 2)) * [1.0, 0.7]
+    y = x @ [1.0, -1.0] + 0.2 * random.standard_normal(n)
+    start = np.array([-1.0, 1.5])
+    small = [start]
+    for xi, yi in zip(x, y, strict=True):
+        small.append(small[-1] - base_lr * (xi @ small[-1] - yi) * xi)
+    large = [start, start - base_lr * (x @ start - y) @ x]
+    minimum = np.linalg.lstsq(x, y, rcond=None)[0]
+    return Sketch(x, y, base_lr, np.array(small), np.array(large), minimum)

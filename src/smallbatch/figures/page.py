@@ -1,0 +1,173 @@
+"""Everything on one self-contained page: claims, figures, runs, protocol, choices, provenance."""
+
+import base64
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup, escape
+
+from smallbatch.claims.judge import Verdict
+from smallbatch.config import format_power
+from smallbatch.figures.collect import FigureRuns
+from smallbatch.files import write_text
+from smallbatch.store import Record, timestamp
+from smallbatch.table import table
+
+README = Path(__file__).parents[3] / "README.md"
+CHOICES = "Choices the paper leaves open"  # a section of it
+COLUMNS = {  # of the table of runs: heading → column, those that sort as numbers in NUMERIC
+    "model": "model", "data": "data", "images": "train_images", "norm": "norm", "m": "batch_size",
+    "b": "bn_batch_size", "η̃": "base_lr", "epochs": "epochs", "seed": "seed", "optimizer": "optimizer",
+    "updates": "updates", "status": "status", "score": "score", "training": "train_accuracy", "seconds": "seconds",
+    "key": "key",
+}  # fmt: skip
+NUMERIC = ("images", "m", "b", "η̃", "epochs", "seed", "updates", "score", "training", "seconds")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn figure on the page."""
+
+    runs: FigureRuns
+    png: Path
+
+    def context(self) -> dict[str, Any]:
+        """What the template shows of it."""
+        runs, png = self.runs, self.png.read_bytes()
+        scale = "" if runs.draw == "paths" else runs.scale
+        train = f"python src/train.py -m figure={runs.name}" + ("" if scale in ("", "paper") else f" scale={scale}")
+        return {
+            "stem": self.png.stem,
+            "title": f"{runs.title} ({runs.stand_in})" if runs.stand_in else runs.title,
+            "scale": scale,
+            "missing": len(runs.missing),
+            "command": train if len(runs.frame) else train.replace("train.py -m", "figures.py"),
+            "png": base64.b64encode(png).decode(),
+            "width": int.from_bytes(png[16:20]) // 2,  # of the PNG's header, at 2 pixels to the page's one
+        }
+
+
+def write(
+    path: Path, store: Path, records: Sequence[Record], pictures: Sequence[Picture], verdicts: dict[str, list[Verdict]]
+) -> None:
+    """Write the page in one step. `verdicts`: by scale."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
+    )
+    environment.filters |= {"signed": _signed, "span": _span}
+    drawn = [picture.runs for picture in pictures]
+    page = environment.get_template("page.html").render(
+        store=store,
+        scales=[_scale(name, verdicts[name], [runs for runs in drawn if runs.scale == name]) for name in verdicts],
+        pictures=[picture.context() for picture in sorted(pictures, key=lambda p: p.runs.draw == "paths")],
+        columns=list(COLUMNS),
+        numeric=NUMERIC,
+        runs=_rows(table(records)),
+        protocol_columns=_PROTOCOL,
+        protocol=[_protocol(runs) for runs in drawn if len(runs.frame)],
+        choices=_choices(README.read_text(encoding="utf-8")),
+        provenance=_provenance(records),
+        now=timestamp(),
+    )
+    write_text(path, page)
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def _span(updates: tuple[int, int] | None) -> str:
+    if updates is None:
+        return ""
+    low, high = updates
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def _scale(name: str, verdicts: list[Verdict], drawn: list[FigureRuns]) -> dict[str, Any]:
+    runs = pd.concat([part.frame for part in drawn]).drop_duplicates("key")
+    return {
+        "name": name,
+        "verdicts": verdicts,
+        "figures": len(drawn),
+        "runs": len(runs),
+        "diverged": int((runs["status"] == "diverged").sum()),
+        "seeds": runs["seed"].nunique(),
+    }
+
+
+def _rows(frame: pd.DataFrame) -> list[list[tuple[str, str, Any]]]:
+    """For each run (heading, text, value to sort by) of each column."""
+    if frame.empty:
+        return []
+    columns = [frame[column] for column in COLUMNS.values()]
+    return [
+        [(name, _text(name, value), value) for name, value in zip(COLUMNS, values, strict=True)]
+        for values in zip(*columns, strict=True)
+    ]
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "η̃":
+        return format_power(value)
+    if name in ("score", "training"):
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if name in ("images", "updates", "seconds") else str(value)
+
+
+_PROTOCOL = (
+    "figure", "scale", "model", "data", "training images", "augment", "norm", "epochs", "schedule", "weight decay", "m",
+    "η̃", "seeds", "runs",
+)  # fmt: skip
+
+
+def _protocol(runs: FigureRuns) -> list[str]:
+    frame = runs.frame
+    first = frame.iloc[0]
+    norm = first["norm"] if first["norm"] != "batch" else f"batch ({first['norm.layers']})"
+    warm = f", warm-up {first['schedule.warmup']:.0%}" if first["schedule.warmup"] else ""
+    return [
+        runs.name, runs.scale, first["model"], first["data"], f"{first['train_images']:,}",
+        "yes" if first["data.augment"] else "no", norm, str(first["epochs"]), f"{first['schedule']}{warm}",
+        f"{first['weight_decay']:g}", _range(frame["batch_size"], str), _range(frame["base_lr"], format_power),
+        str(frame["seed"].nunique()), f"{len(frame)} of {len(frame) + len(runs.missing)}",
+    ]  # fmt: skip
+
+
+def _range(values: pd.Series, text: Any) -> str:
+    low, high = values.min(), values.max()
+    return text(low) if low == high else f"{text(low)} … {text(high)}"
+
+
+def _choices(readme: str) -> list[list[Markup]]:
+    """The rows of README's table, so that the choices stand in one place."""
+    section = readme.partition(f"## {CHOICES}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    return [[Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(cell)))) for cell in row] for row in rows[2:]]
+
+
+def _provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """How many runs came from which versions, code and machine, and when."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    ended: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for record in records:
+        result = record.result
+        versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
+        machine = result.get("machine", {})
+        source = (
+            versions,
+            str(result.get("commit")),
+            f"{machine.get('device', '?')}, {machine.get('cores', '?')} cores",
+        )
+        counts[source] += 1
+        ended[source].append(result.get("ended", "?"))
+    return [
+        dict(zip(("versions", "commit", "device"), source, strict=True))
+        | {"runs": number, "first": min(ended[source]), "last": max(ended[source])}
+        for source, number in counts.most_common()
+    ]

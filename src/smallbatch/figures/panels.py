@@ -1,0 +1,162 @@
+"""What the pictures share: look, axes, the panel of curves, captions, files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from smallbatch.config import format_power
+from smallbatch.files import replacing
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "smallbatch",  # the same runs give the same file
+}
+
+
+def styled() -> Any:
+    """The look of all pictures, as a context."""
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def colours(name: str, count: int) -> np.ndarray:
+    """So many colours of a map, its palest end left out."""
+    return np.asarray(mpl.colormaps[name](np.linspace(0.0, 0.88, count)))
+
+
+def chance_note(cells: pd.DataFrame) -> str:
+    """What the dotted line and the crosses are."""
+    if not cells["diverged"].any():
+        return "\nDotted: chance."
+    what = "diverged, scored" if cells["count"].max() == 1 else "a run of the point diverged, and is scored"
+    return f"\nCrosses in the band below chance (dotted): {what} at chance."
+
+
+def caption(figure: Figure, title: str, note: str) -> None:
+    """The title above and the note below."""
+    width = figure.get_figwidth()
+    figure.suptitle(fill(title, int(10 * width)), fontsize=11, weight="bold", x=0.01, ha="left")
+    lines = [fill(line, int(16 * width)) for line in note.splitlines()]
+    figure.supxlabel("\n".join(lines), fontsize=8, color="0.35", x=0.01, ha="left")
+
+
+def lanes_of(frame: pd.DataFrame) -> "Lanes":
+    """The band below chance for these runs."""
+    return Lanes(100 * float(frame["chance"].iloc[0]), max(100 * float(frame["score"].max()), 20.0))
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write PNG (200 dpi) and SVG, each in one step; returns their paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with styled():
+        for suffix, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
+            path = stem.with_name(f"{stem.name}.{suffix}")
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=suffix, **options)
+            figure.set_layout_engine("none")  # laid out by the first, for both
+            paths.append(path)
+    return paths
+
+
+def describe(frame: pd.DataFrame) -> str:
+    """What a caption must say of the runs: data and its size, epochs, norm, seeds."""
+    first = frame.iloc[0]
+    parts = [
+        f"{first['model']}, {first['data']}: {first['train_images']:,} training, {first['test_images']:,} test images",
+        f"{first['epochs']} epoch{'s' if first['epochs'] > 1 else ''}",
+    ]
+    if first["norm"] != "none":
+        parts.append(f"{first['norm']} norm")
+    if first["data.augment"]:
+        parts.append("augmented")
+    seeds = frame["seed"].nunique()
+    return ", ".join([*parts, f"{seeds} seed{'s' if seeds > 1 else ''}"])
+
+
+def cell_means(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean and standard deviation of the score, in percent, and whether a run diverged, per cell."""
+    frame = frame.assign(percent=100 * frame["score"], diverged=frame["status"] == "diverged")
+    grouped = frame.groupby(by)
+    cells = grouped["percent"].agg(["mean", "std", "count"])
+    return cells.assign(diverged=grouped["diverged"].any()).reset_index()
+
+
+def draw_panel(axes: Axes, cells: pd.DataFrame, x: str, curve: str, lanes: "Lanes", heading: str = "") -> None:
+    """A curve of mean scores over `x` for each value of `curve`; diverged points are crosses in their lanes."""
+    values = sorted(cells[curve].unique())
+    palette = colours("plasma" if curve == "base_lr" else "viridis", len(values))
+    for place, (value, colour) in enumerate(zip(values, palette, strict=True)):
+        line = cells[cells[curve] == value].sort_values(x)
+        lost = line["diverged"]
+        height = line["mean"].where(~lost, lanes.height(place, len(values)))
+        axes.plot(line[x], height, color=colour, lw=0.8, alpha=0.45)
+        axes.errorbar(
+            line[x],
+            line["mean"].where(~lost),
+            line["std"].where(line["count"] > 1),
+            **{"color": colour, "lw": 1.4, "marker": "o", "ms": 3.5, "capsize": 2, "label": power_text(value)},
+        )
+        axes.plot(line[x][lost], height[lost], "x", color=colour, ms=4, mew=1.2)
+    power_axis(axes, sorted(cells[x].unique()))
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [handle.lines[0] for handle in handles[::-1]]  # type: ignore[attr-defined]  # without the bars
+    heading = heading or ("η̃" if curve == "base_lr" else "m")
+    axes.legend(lines, labels[::-1], title=heading, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def power_axis(axes: Axes, values: Sequence[float], crowded: int = 13) -> None:
+    """A log2 axis with a tick at every value, or every second one where that would be crowded."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(list(values if len(values) <= crowded else values[::2])))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_text(value)))
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The band below chance where diverged points stand, a lane a curve, so that none hides another."""
+
+    chance: float
+    top: float
+
+    @property
+    def bottom(self) -> float:
+        return self.chance - 0.16 * self.top
+
+    def height(self, place: int, count: int) -> float:
+        """Height of curve number `place` of `count`."""
+        return self.chance - 0.16 * self.top * (place + 1) / (count + 1)
+
+
+def finish(axes: Axes, lanes: Lanes, any_lost: bool) -> None:
+    """The line of chance, the band of the diverged, and an accuracy axis that shows both ends."""
+    axes.axhline(lanes.chance, color="0.55", lw=0.8, ls=":", zorder=0)
+    if any_lost:
+        axes.axhspan(lanes.bottom, lanes.chance, color="0.96", zorder=-1)
+    axes.set_ylim(lanes.bottom if any_lost else max(0, lanes.chance - 5), min(101, lanes.top * 1.04))
+    step = 10 if lanes.top > 40 else 5
+    axes.yaxis.set_major_locator(FixedLocator([y for y in range(0, 101, step) if y >= lanes.chance]))
+
+
+def power_text(value: float) -> str:
+    """A value as an axis or legend writes it: 512, 2⁻⁹ (as math text) or a decimal."""
+    if value >= 1 and float(value).is_integer():
+        return f"{int(value)}"
+    text = format_power(value)
+    return f"$2^{{{text[2:]}}}$" if text.startswith("2^") else text

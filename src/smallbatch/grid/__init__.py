@@ -1,0 +1,1 @@
+"""Grids: from a command line to runs, their price, and their training."""

@@ -1,0 +1,257 @@
+"""From a command line to runs: the one expansion that training, planning and drawing use.
+
+A command line (`model=alexnet batch_size=2,4 …`) is one product of axes. A figure is a union of such
+products: settings come from the figure's `common`, the scale's `settings`, each product in the
+figure's `scales[scale]` and the command line, the later ones replacing the earlier.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from smallbatch.compose import CONF, no_setting, plain_errors
+from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined
+from smallbatch.data import Description, describe
+from smallbatch.run import VARIED, Run, make_run
+
+_ABSENT = object()
+GROUPS = ("model", "data", "norm", "optimizer", "schedule", "machine")
+
+Compose = Callable[[list[str]], DictConfig]
+Describe = Callable[[dict[str, Any]], Description]
+Axes = dict[str, list[str]]
+# The best η̃ for each of some batch sizes, from the runs of the grid that some words name.
+Rates = Callable[[list[str], list[int]], dict[int, float]]
+BEST = "best"  # the value of base_lr that asks for it
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run, the overrides that give it, and its data."""
+
+    run: Run
+    overrides: list[str]
+    images: Description
+
+    @property
+    def updates(self) -> int:
+        """SGD updates of the whole run, if nothing diverges."""
+        return self.run.epochs * (self.images.train_size // self.run.batch_size)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs of a command line, each once; `undefined`: (overrides, reason) of the points left out."""
+
+    points: list[Point] = field(default_factory=list)
+    undefined: list[tuple[str, str]] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
+def expand(arguments: list[str], compose: Compose, describe: Describe = describe, rates: Rates | None = None) -> Grid:
+    """Expand a command line into its grid.
+
+    `compose` turns overrides without commas into the config; `rates` finds what `base_lr: best` of a figure
+    stands for. Raises ConfigError for what is wrong with every point, or if no point is valid.
+    """
+    given, plain = _parse(arguments)
+    figures = [figure_config(name, compose) for name in figure_names(given.pop("figure", []))]
+    if "scale" in given and not figures:
+        raise ConfigError(f"scale={','.join(given['scale'])} belongs to figures: add figure=…")
+    scales = given.pop("scale", ["paper"])
+    grid = Grid(figures=figures)
+    known: set[str] = set()
+    for whose, axes in _products(figures, scales, given, compose, rates):
+        try:
+            _add_product(grid, known, axes, plain, compose, describe)
+        except ConfigError as error:
+            raise ConfigError(f"{whose}{error}") from None
+    if figures and not any(figure.scales for figure in figures):
+        raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
+    if not grid.points:
+        reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
+        raise ConfigError(f"no point of this grid can be trained: {reasons}")
+    return grid
+
+
+def _add_product(
+    grid: Grid, known: set[str], axes: Axes, plain: list[str], compose: Compose, describe: Describe
+) -> None:
+    group_axes = {k: v for k, v in axes.items() if k in GROUPS}
+    leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
+    for groups in _combinations(group_axes):
+        cfg = compose(groups + plain)
+        current: list[str] = []
+        for leaves in _combinations(leaf_axes):
+            for leaf in leaves:  # every point of a product sets the same ones: what is still set can stay
+                if leaf not in current:
+                    _set(cfg, leaf)
+            current = leaves
+            _add(grid, known, cfg, groups + leaves + plain, describe)
+
+
+@lru_cache(maxsize=256)
+def figure_config(name: str, compose: Compose) -> Figure:
+    """The figure's config by name; not to be changed, since it is kept. Raises ConfigError."""
+    try:
+        figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"figure={name}: {str(error).splitlines()[0]}") from None
+    assert isinstance(figure, Figure)
+    if not figure.scales and not figure.of and figure.draw is not Draw.paths and name != "all":
+        raise ConfigError(f"figure={name}: has no scales, and so no runs; write scales: {{paper: {{}}}} at least")
+    for scale, given in figure.scales.items():
+        if not all(isinstance(product, dict) for product in (given if isinstance(given, list) else [given])):
+            raise ConfigError(
+                f"figure={name}: scales.{scale} must be axes, as {{batch_size: [2, 8]}}, or a list of them"
+            )
+    return figure
+
+
+def figure_names(given: list[str]) -> list[str]:
+    """The names with `all` written out, each once, in order; none for `null`."""
+    every = sorted({path.stem for path in (CONF / "figure").glob("*.yaml")} - {"all"})
+    names = [n for name in given for n in (every if name == "all" else [name]) if n != "null"]
+    return list(dict.fromkeys(names))
+
+
+def stages(arguments: list[str], compose: Compose) -> list[list[str]]:
+    """The command line cut into those to train one after the other: figures that need others' best η̃ come last.
+
+    Raises TrainsNothing.
+    """
+    given, _ = _parse(arguments)
+    names = figure_names(given.get("figure", []))
+    if not names:
+        return [arguments]
+    figures = [figure_config(name, compose) for name in names]
+    rest = [argument for argument in arguments if not argument.startswith("figure=")]
+    first = [f.name for f in figures if f.scales and (f.rates_of is None or "base_lr" in given)]
+    last = [f.name for f in figures if f.scales and f.name not in first]
+    if not first and not last:
+        raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
+    return [[f"figure={','.join(some)}", *rest] for some in (first, last) if some]
+
+
+def _trains_nothing(figure: Figure) -> str:
+    of = f" from the runs of {', '.join(figure.of)}" if figure.of else ""
+    return f"figure={figure.name} trains nothing; it is drawn{of} by python src/figures.py figure={figure.name}"
+
+
+def _parse(arguments: list[str]) -> tuple[Axes, list[str]]:
+    """Axes by key, and the overrides that are no axis (`+new=…`, `~gone`) as they are."""
+    axes: Axes = {}
+    plain = []
+    with plain_errors():
+        overrides = OverridesParser.create().parse_overrides(arguments)
+    for override in overrides:
+        if override.is_add() or override.is_delete() or override.is_force_add():
+            plain.append(override.input_line or "")
+        else:
+            axes[override.get_key_element()] = _values(override)
+    return axes, plain
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        raise ConfigError(f"{override.input_line}: glob is not supported; list the values")
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def _products(
+    figures: list[Figure], scales: list[str], given: Axes, compose: Compose, rates: Rates | None
+) -> Iterator[tuple[str, Axes]]:
+    """Each product, and whose it is, as an error says it."""
+    if not figures:
+        yield "", given
+        return
+    for scale, figure in itertools.product(scales, figures):
+        if figure.scales and scale not in figure.scales:
+            raise ConfigError(f"figure={figure.name} has no scale={scale}; it has {', '.join(figure.scales)}")
+        settings = OmegaConf.to_container(compose([f"scale={scale}"]).scale.settings)
+        assert isinstance(settings, dict)
+        products = figure.scales.get(scale, [])
+        for product in products if isinstance(products, list) else [products]:
+            merged = {**figure.common, **settings, **product}
+            axes = {str(key): _as_axis(value) for key, value in merged.items()} | given
+            for chosen in _with_best_rates(axes, figure, [f"scale={scale}", *_without_sweep(given)], rates):
+                yield f"figure={figure.name} scale={scale}: ", chosen
+
+
+def _without_sweep(given: Axes) -> list[str]:
+    """The words of a command line, less those of axes that the runs behind a best η̃ have of their own."""
+    return [f"{key}={','.join(values)}" for key, values in given.items() if key not in VARIED]
+
+
+def _with_best_rates(axes: Axes, figure: Figure, words: list[str], rates: Rates | None) -> Iterator[Axes]:
+    """The product itself, or one for each batch size at its best η̃."""
+    if axes.get("base_lr") != [BEST]:
+        yield axes
+        return
+    if rates is None or figure.rates_of is None:
+        raise ConfigError(f"figure={figure.name} takes the best η̃ of {figure.rates_of}'s runs; give base_lr=…")
+    best = rates([f"figure={figure.rates_of}", *words], [int(m) for m in axes["batch_size"]])
+    for m, rate in best.items():
+        yield axes | {"batch_size": [str(m)], "base_lr": [repr(rate)]}
+
+
+def _as_axis(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    words = {"True": "true", "False": "false", "None": "null"}
+    return [words.get(str(v), str(v)) for v in values]
+
+
+def _combinations(axes: Axes) -> Iterator[list[str]]:
+    for values in itertools.product(*axes.values()):
+        yield [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+
+
+@lru_cache(maxsize=4096)
+def _parse_leaf(leaf: str) -> Override:
+    return OverridesParser.create().parse_override(leaf)
+
+
+def _set(cfg: DictConfig, leaf: str) -> None:
+    """Set one leaf in place. Raises ConfigError if there is no such setting or the value has a wrong type."""
+    override = _parse_leaf(leaf)
+    key = override.get_key_element()
+    if not _has(cfg, key):
+        raise ConfigError(f"{leaf}: {no_setting(key, cfg)}")
+    try:
+        OmegaConf.update(cfg, key, override.value(), merge=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{leaf}: {str(error).splitlines()[0]}") from None
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Whether there is such a setting, be it one that must still be given."""
+    try:
+        return OmegaConf.select(cfg, key, default=_ABSENT, throw_on_missing=True) is not _ABSENT
+    except MissingMandatoryValue:
+        return True
+
+
+def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str], describe: Describe) -> None:
+    found: list[Description] = []
+
+    def remember(data: dict[str, Any]) -> Description:
+        found.append(describe(data))
+        return found[-1]
+
+    try:
+        run = make_run(cfg, remember)
+    except Undefined as error:
+        grid.undefined.append((" ".join(overrides), str(error)))
+        return
+    if run.key not in known:
+        known.add(run.key)
+        grid.points.append(Point(run, overrides, found[-1]))

@@ -1,1 +1,0 @@
-"""What the paper shows: its figures, drawn from the run table."""

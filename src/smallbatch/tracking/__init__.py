@@ -1,0 +1,1 @@
+"""Weights & Biases: while training, and a project as a whole."""

@@ -1,0 +1,97 @@
+"""The page stands alone, holds every run and verdict, and shows text as text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from test_collect import record, runs_of
+
+from smallbatch.claims.judge import judge
+from smallbatch.figures import draw, panels
+from smallbatch.figures import page as report
+from smallbatch.figures.collect import FigureRuns
+from smallbatch.store import Record
+from smallbatch.table import table
+
+
+class Tags(HTMLParser):
+    """What a page refers to, and the text of its cells."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.links, self.scripts, self.cells, self.ids, self.inside = [], 0, [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.scripts += tag == "script"
+        if tag == "td":
+            self.cells.append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "tr"):
+            self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page of figure 5 at smoke, one run diverged, and a network whose name is HTML."""
+    folder = tmp_path_factory.mktemp("page")
+    records = [record(run, 0.4 + i / 100) for i, run in enumerate(runs_of("fig05"))]
+    lost = records[-1]
+    records[-1] = Record(lost.run, lost.rows, lost.result | {"status": "diverged", "score": 0.1})
+    records[0].run.model["name"] = "<script>alert(1)</script>"
+    runs = FigureRuns("fig05", "smoke", table(records), title="Figure 5: A & B")
+    png = panels.save(draw.draw(runs), folder / "fig05-smoke")[0]
+    verdicts = {"smoke": judge({"fig05": runs})}
+    report.write(folder / "index.html", folder, records, [report.Picture(runs, png)], verdicts)
+    return (folder / "index.html").read_text(encoding="utf-8"), records, verdicts["smoke"]
+
+
+def test_it_needs_nothing_but_itself(page):
+    tags = Tags(page[0])
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in tags.links)
+    assert {link[1:] for link in tags.links if link.startswith("#")} <= set(tags.ids)
+    assert "@import" not in page[0]
+    assert "url(" not in page[0]
+
+
+def test_every_run_is_a_row_and_names_are_no_markup(page):
+    html, records, _ = page
+    tags = Tags(html)
+    assert {r.run.key for r in records} <= set(tags.cells)
+    assert tags.scripts == 1
+    assert "<script>alert(1)</script>" in tags.cells
+    assert "2^-11" in tags.cells
+
+
+def test_every_claim_stands_with_its_verdict_criterion_and_scale(page):
+    html, _, verdicts = page
+    text = re.sub(r"\s+", " ", html)
+    for verdict in verdicts:
+        assert f"<b>{verdict.id}</b>" in text
+    assert len(verdicts) == 14
+    assert text.count('<span class="v undecided">undecided</span>') == 14
+    assert "At scale smoke, not the paper’s size" in text
+    assert "Figure 5: A &amp; B" in text
+
+
+def test_the_choices_are_those_of_the_readme(page):
+    rows = report._choices(report.README.read_text(encoding="utf-8"))
+    assert len(rows) > 10
+    assert all(len(row) == 3 for row in rows)
+    assert any("<code>norm.memory</code>" in row[2] for row in rows)
+    assert str(rows[0][0]) in page[0]
+
+
+def test_verdicts_are_plain_json(page):
+    from dataclasses import asdict
+
+    assert len(json.dumps([asdict(verdict) for verdict in page[2]], allow_nan=False)) > 1000

@@ -1,0 +1,512 @@
+"""Weights & Biases: one W&B run per run, whatever happens, and nothing that happens there reaches training."""
+
+import csv
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import wandb
+import wandb_server
+from wandb_server import KEY, Recorder
+
+from smallbatch import lock, store
+from smallbatch.compose import compose
+from smallbatch.config import ConfigError
+from smallbatch.grid.expand import Grid, expand
+from smallbatch.run import make_run
+from smallbatch.tracking import live
+from smallbatch.training import fit as runs
+from smallbatch.training.fit import train
+
+REPOSITORY = Path(__file__).parents[2]
+FORK = multiprocessing.get_context("forkserver")  # a fresh wandb for each child, without its import
+TINY = ["data.train_size=64", "data.test_size=40", "progress=false", "machine.accelerator=cpu", "logger=wandb"]
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("tracking")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(root):
+    with pytest.MonkeyPatch.context() as patch:
+        here = Path(__file__).parent
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(here.parents[1] / "src"), str(here)]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HOME", str(root))  # no login of the person who runs the tests
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+        FORK.set_forkserver_preload([__name__])
+        process = FORK.Process(target=int)
+        process.start()
+        process.join()
+        yield
+
+
+@pytest.fixture
+def config(root, tmp_path):
+    """Overrides → the run and its config, in a store of the test's own."""
+
+    def make(*overrides: str):
+        cfg = compose([*TINY, f"epochs={EPOCHS}", f"data.root={root}/data", f"store={tmp_path}/runs", *overrides])
+        return make_run(cfg), cfg
+
+    return make
+
+
+# --- children
+
+
+def _child(run, cfg, environment, sabotage):
+    os.environ.update(environment)
+    if sabotage:
+        sabotage()
+    said = Path(cfg.store).parent / "said"
+    with suppress(KeyboardInterrupt):
+        train(run, cfg, lambda line: _append(said, line))
+    live._worker().drain()  # atexit, in a process that multiprocessing did not make
+
+
+def _append(path, line):
+    with path.open("a") as file:
+        file.write(line + "\n")
+
+
+def start(run, cfg, sabotage=None, **environment):
+    # Said again: the server that forks has the surroundings of the first test that started it.
+    around = {name: os.environ[name] for name in ("HOME", "WANDB_BASE_URL")}
+    process = FORK.Process(target=_child, args=(run, cfg, around | environment, sabotage))
+    process.start()
+    return process
+
+
+def finish(run, cfg, sabotage=None, **environment) -> int:
+    process = start(run, cfg, sabotage, **environment)
+    process.join(120)
+    return process.exitcode
+
+
+def said(cfg) -> list[str]:
+    path = Path(cfg.store).parent / "said"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def after_epoch_two(act):
+    keep = runs.KeepRun.on_train_epoch_end
+
+    def keep_and_act(self, trainer, module):
+        keep(self, trainer, module)
+        if len(module.rows) == 2:
+            act()
+
+    runs.KeepRun.on_train_epoch_end = keep_and_act
+
+
+def die_after_epoch_two():
+    def die():
+        time.sleep(0.5)  # wandb takes the rows
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    after_epoch_two(die)
+
+
+def interrupt_after_epoch_two():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    after_epoch_two(interrupt)
+
+
+def fail_at_once():
+    def failing(self, block, index):
+        raise RuntimeError("broken on purpose")
+
+    runs.SmallBatch.training_step = failing
+
+
+# --- offline, read back
+
+
+def offline_folders(cfg) -> list[Path]:
+    return sorted((Path(cfg.store).parent / "wandb").glob("offline-run-*"))
+
+
+def inspect(folder: Path) -> list[dict]:
+    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", folder]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def history(records: list[dict]) -> list[dict]:
+    rows = [record["history"] for record in records if record["type"] == "history"]
+    assert [row["item"]["epoch"] for row in rows] == [row["step"]["num"] for row in rows]
+    return [{k: v for k, v in row["item"].items() if not k.startswith("_")} for row in rows]
+
+
+def exit_code(records: list[dict]) -> int | None:
+    return next((record["exit"]["exit_code"] for record in records if record["type"] == "exit"), None)
+
+
+def summary(records: list[dict]) -> dict:
+    merged: dict = {}
+    for record in records:
+        merged |= record.get("summary", {}).get("update", {})
+    return merged
+
+
+def rows(cfg, run) -> list[dict]:
+    with (store.folder(Path(cfg.store), run) / "epochs.csv").open() as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def computed(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
+
+
+def test_an_offline_run_has_the_rows_of_its_folder_and_says_once_how_to_upload(config):
+    run, cfg = config("batch_size=8", "wandb.tags=[a,b]", "wandb.notes=some words", "wandb.group=mine")
+    assert finish(run, cfg) == 0
+    (folder,) = offline_folders(cfg)
+    records = inspect(folder)
+    (opened,) = (record["run"] for record in records if record["type"] == "run")
+    expected = {"run_id": run.key, "display_name": run.label, "run_group": "mine", "job_type": "train"}
+    assert expected | {"project": "smallbatch", "notes": "some words", "tags": ["a", "b"]} == {
+        k: opened.get(k) for k in (*expected, "project", "notes", "tags")
+    }
+    settings = opened["config"]["update"]
+    assert (settings["batch_size"], settings["base_lr"], settings["log2_base_lr"]) == (8, 2**-10, -10)
+    assert json.loads(settings["run"]) == run.to_dict()
+    assert history(records) == rows(cfg, run)
+    record = store.read(store.folder(Path(cfg.store), run))
+    machine = record.result["machine"]
+    del machine["host"]
+    sent = summary(records)
+    assert {k: sent[k] for k in record.result} == record.result
+    assert sent["best_epoch"] == best_epoch(record.rows)
+    assert exit_code(records) == 0
+    (line,) = said(cfg)
+    assert line.startswith("W&B: offline, no login for http://127.0.0.1:1; upload later with `wandb sync ")
+    assert line.endswith("/wandb/offline-run-*` or `python src/publish.py`")
+
+
+def best_epoch(rows: list[dict]) -> int:
+    return max(range(len(rows)), key=lambda i: rows[i]["test_accuracy"]) + 1
+
+
+def test_w_and_b_changes_no_number(config):
+    run, cfg = config("batch_size=8")
+    assert finish(run, cfg) == 0
+    with_wandb = rows(cfg, run)
+    _, plain = config("batch_size=8", "logger=none", f"store={cfg.store}/../plain")
+    assert finish(run, plain) == 0
+    assert computed(rows(plain, run)) == computed(with_wandb)
+    assert not (store.folder(Path(plain.store), run) / live.NOTE).exists()
+
+
+def test_a_killed_offline_run_is_afterwards_one_folder_with_each_epoch_once(config):
+    run, cfg = config("batch_size=8")
+    assert finish(run, cfg, die_after_epoch_two) == -signal.SIGKILL
+    (first,) = offline_folders(cfg)
+    assert finish(run, cfg) == 0
+    (second,) = offline_folders(cfg)
+    assert second != first
+    assert history(inspect(second)) == rows(cfg, run)
+    _, again = config("batch_size=8", "overwrite=true")
+    assert finish(run, again) == 0
+    (third,) = offline_folders(cfg)
+    assert third != second
+    assert history(inspect(third)) == rows(cfg, run)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sabotage", "code", "status"),
+    [
+        (["base_lr=1e9"], None, 0, "diverged"),
+        ([], fail_at_once, 1, "failed"),
+        ([], interrupt_after_epoch_two, 255, None),
+    ],
+)
+def test_a_diverged_run_ends_as_finished_a_failed_or_interrupted_one_does_not(
+    config, overrides, sabotage, code, status
+):
+    run, cfg = config("batch_size=8", *overrides)
+    finish(run, cfg, sabotage)
+    (folder,) = offline_folders(cfg)
+    records = inspect(folder)
+    assert exit_code(records) == code
+    assert summary(records).get("status") == status
+
+
+def test_the_key_is_in_no_file(config):
+    run, cfg = config("batch_size=8", "wandb.mode=offline")
+    assert finish(run, cfg, WANDB_API_KEY=KEY) == 0
+    files = [path for path in Path(cfg.store).parent.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+# --- trouble
+
+
+def raising():
+    def init(**arguments):
+        raise wandb.errors.CommError("the server is on fire\nand a second line")
+
+    wandb.init = init
+
+
+def hanging():
+    live.WAIT = 0.5
+    wandb.init = lambda **arguments: time.sleep(600)
+
+
+def exiting():
+    def init(**arguments):
+        sys.exit(3)
+
+    wandb.init = init
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "reason"), [(raising, "the server is on fire"), (hanging, "no answer for 1 s"), (exiting, "3")]
+)
+def test_w_and_b_that_raises_hangs_or_exits_costs_one_line_and_no_run(config, sabotage, reason):
+    run, cfg = config("batch_size=8", "wandb.mode=offline")
+    assert finish(run, cfg, sabotage) == 0
+    assert len(store.read(store.folder(Path(cfg.store), run)).rows) == EPOCHS
+    offline, trouble = said(cfg)
+    assert offline.startswith("W&B: offline; upload later with ")
+    assert trouble == f"W&B: {reason}; not logged from here on, training is not affected. Later: python src/publish.py"
+
+
+def test_a_folder_that_cannot_be_written_costs_one_line_and_no_run(config, tmp_path):
+    run, cfg = config("batch_size=8", "wandb.mode=offline")
+    (tmp_path / "wandb").write_text("in the way")
+    assert finish(run, cfg) == 0
+    assert len(store.read(store.folder(Path(cfg.store), run)).rows) == EPOCHS
+    assert "File exists" in said(cfg)[1]
+
+
+@pytest.mark.parametrize("fault", ["500", "hang"])
+def test_a_server_that_answers_500_or_never_makes_the_run_offline(config, fault):
+    server = Recorder(None)
+    server.fault = fault
+    run, cfg = config("batch_size=8")
+    assert finish(run, cfg, WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY) == 0
+    server.stop()
+    assert said(cfg)[0].startswith(f"W&B: offline, {server.address} does not answer; upload later")
+    assert history(inspect(*offline_folders(cfg))) == rows(cfg, run)
+
+
+def test_online_for_certain_but_without_a_login_is_refused_before_anything_is_written(config):
+    run, cfg = config("batch_size=8", "wandb.mode=online")
+    with pytest.raises(ConfigError, match=r"wandb.mode=online: no login for http://127\.0\.0\.1:1; say `wandb login`"):
+        train(run, cfg, print)
+    assert not Path(cfg.store).exists()
+
+
+@pytest.mark.parametrize("override", ["logger=wanbd", "wandb.mode=onlin", "wandb.projcet=x"])
+def test_a_typo_is_refused(override):
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        compose([override])
+
+
+def test_where_runs_are_logged_is_no_part_of_their_key(config):
+    plain, _ = config("logger=none")
+    elsewhere, _ = config("wandb.project=x", "wandb.tags=[y]", "wandb.notes=z", "wandb.mode=offline")
+    assert plain.key == elsewhere.key
+
+
+# --- online
+
+
+@pytest.fixture(scope="session")
+def openwandb(tmp_path_factory, request):
+    try:
+        program = wandb_server.install(request.config.cache.mkdir("openwandb"))
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"{wandb_server.VERSION} cannot be installed here: {error}")
+    process, address = wandb_server.start(program, tmp_path_factory.mktemp("openwandb"))
+    yield address
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def server(openwandb):
+    recorder = Recorder(openwandb)
+    yield recorder
+    recorder.stop()
+
+
+def login(server: Recorder) -> dict[str, str]:
+    return {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY, "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}
+
+
+def sent(server: Recorder, run) -> list[dict]:
+    """The history that W&B has, as epoch rows."""
+    assert [row["_step"] for row in server.history[run.key]] == [row["epoch"] for row in server.history[run.key]]
+    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in server.history[run.key]]
+
+
+def wait_after_epoch_two():
+    """Until the test says go on; then W&B has three seconds."""
+    live.WAIT = 3.0
+    after_epoch_two(lambda: wait_for(lambda: Path(os.environ["GO_ON"]).exists()))
+
+
+def wait_for(happens):
+    deadline = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def start_and_send_two(run, cfg, server):
+    """A child that waits after epoch 2, when W&B has that."""
+    process = start(run, cfg, wait_after_epoch_two, **login(server), GO_ON=f"{cfg.store}/../go-on")
+    wait_for(lambda: len(server.history[run.key]) == 2 or not process.is_alive())
+    return process
+
+
+def test_a_killed_online_run_goes_on_in_its_w_and_b_run_and_overwrite_replaces_it(config, server):
+    run, cfg = config("batch_size=8", "wandb.project=kill")
+    process = start_and_send_two(run, cfg, server)
+    process.kill()
+    process.join()
+    assert server.exits[run.key] == []
+    assert finish(run, cfg, **login(server)) == 0
+    assert sent(server, run) == rows(cfg, run)
+    assert server.exits[run.key] == [0]
+    before = rows(cfg, run)
+    _, again = config("batch_size=8", "wandb.project=kill", "overwrite=true")
+    assert finish(run, again, **login(server)) == 0
+    assert sent(server, run) == rows(cfg, run) != before  # other seconds
+    assert said(cfg) == []
+
+
+def test_a_server_that_goes_away_in_the_middle_costs_one_line_and_publish_completes_the_run(config, server, tmp_path):
+    run, cfg = config("batch_size=8", "wandb.project=away")
+    process = start_and_send_two(run, cfg, server)
+    server.fault = "hang"
+    Path(cfg.store, "../go-on").touch()
+    process.join(120)
+    server.fault = ""
+    assert process.exitcode == 0
+    assert len(store.read(store.folder(Path(cfg.store), run)).rows) == EPOCHS
+    (line,) = said(cfg)
+    assert line.endswith("training is not affected. Later: python src/publish.py")
+    assert publish(server, tmp_path) == "1 runs: 1 uploaded, 0 there already"
+    assert sent(server, run) == rows(cfg, run)
+
+
+def publish(server: Recorder, folder: Path, *words: str) -> str:
+    command = [sys.executable, "src/publish.py", "--store", folder / "runs", *words]
+    environment = os.environ | login(server)
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_publish_and_wandb_sync_upload_each_run_once(config, server, tmp_path):
+    synced, cfg = config("batch_size=8", "wandb.project=later", "wandb.group=ours")
+    assert finish(synced, cfg) == 0
+    command = [Path(sys.executable).with_name("wandb"), "sync", *offline_folders(cfg)]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | login(server), capture_output=True, check=True)
+    assert sent(server, synced) == rows(cfg, synced)
+    offline, cfg = config("batch_size=16", "wandb.project=later", "wandb.group=ours", "wandb.tags=[a]")
+    assert finish(offline, cfg) == 0
+    untracked, plain = config("batch_size=32", "logger=none")
+    assert finish(untracked, plain) == 0
+    assert publish(server, tmp_path, "wandb.project=later") == "3 runs: 2 uploaded, 1 there already"
+    for run in (synced, offline, untracked):
+        assert sent(server, run) == rows(cfg, run)
+        assert server.exits[run.key] == [0]
+    opened = server.opened[offline.key][0]
+    assert (opened["groupName"], opened["tags"], opened["displayName"]) == ("ours", ["a"], offline.label)
+    assert not list((tmp_path / "wandb").glob(f"offline-run-*-{offline.key}"))  # nothing for `wandb sync` to do again
+    requests = len(server.bodies)
+    assert publish(server, tmp_path, "wandb.project=later") == "3 runs: 0 uploaded, 3 there already"
+    assert not [body for body in server.bodies[requests:] if b"UpsertBucket" in body]
+    assert not [body for body in server.bodies if KEY.encode() in body]
+
+
+def fail_at_four():
+    step = runs.SmallBatch.training_step
+
+    def fragile(self, block, index):
+        if self.run.batch_size == 4:
+            raise RuntimeError("no fours, please")
+        return step(self, block, index)
+
+    runs.SmallBatch.training_step = fragile
+
+
+def _train_all(points, environment):
+    """As a grid's worker does: one run after the other, but for those that another process has."""
+    os.environ.update(environment)
+    fail_at_four()
+    said = Path(points[0][1].store).parent / "said"
+    for run, cfg in points:
+        with suppress(lock.Busy):
+            train(run, cfg, lambda line: _append(said, line))
+    live._worker().drain()
+
+
+def test_twelve_runs_in_two_processes_are_twelve_w_and_b_runs_with_their_states(config, server, tmp_path):
+    axes = itertools.product((4, 8, 16), ("1/1024", "1e9"), (0, 1))
+    grid = [config(f"batch_size={m}", f"base_lr={rate}", f"seed={s}", "epochs=1") for m, rate, s in axes]
+    for _, cfg in grid:
+        cfg.grid_point, cfg.wandb.mode = True, "online"
+    orders = (grid[:7], grid[:4:-1])  # two runs are in both
+    processes = [FORK.Process(target=_train_all, args=(order, login(server))) for order in orders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    records = [record for _, record in store.read_all(tmp_path / "runs")]
+    assert len(records) == len(server.exits) == len(server.opened) == 12
+    for record in records:
+        key, failed = record.run.key, record.result["status"] == "failed"
+        assert failed == (record.run.batch_size == 4)
+        assert server.exits[key] == [int(failed)]
+        assert len(sent(server, record.run)) == len(record.rows) == (0 if failed else 1)
+        assert server.opened[key][0]["displayName"] == record.run.label
+    assert said(grid[0][1]) == []
+
+
+# --- what a grid tells its points
+
+
+@pytest.mark.parametrize(
+    ("arguments", "group"),
+    [
+        (["figure=fig01", "scale=smoke", "store=x"], "fig01-smoke"),
+        (["batch_size=8,16", "base_lr=1/512", "logger=wandb", "wandb.tags=[a]"], "batch_size=8,16 base_lr=1/512"),
+        (["data=folder", "data.path=/home/me/patients", "data.root=/x", "seed=1,2"], "data=folder seed=1,2"),
+        (["batch_size=8,16", 'wandb.group="it\'s mine"'], "it's mine"),
+    ],
+)
+def test_a_grid_settles_the_mode_once_and_names_the_group(arguments, group, capsys, root):
+    own = [word for word in arguments if word.startswith("wandb.group")]
+    cfg = compose(["logger=wandb", "wandb.mode=offline", *own])
+    grid = expand([*arguments, f"data.root={root}/data"], compose) if "figure=fig01" in arguments else Grid()
+    mode, told = live.for_points(cfg, grid, arguments)
+    assert mode == "wandb.mode=offline"
+    assert compose([told]).wandb.group == group
+    assert capsys.readouterr().err.startswith(
+        "W&B: offline; upload later with `wandb sync outputs/wandb/offline-run-*`"
+    )
+    assert live.for_points(compose([]), grid, arguments) == []

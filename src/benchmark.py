@@ -132,13 +132,12 @@ def store(data: Path, rounds: int) -> None:
 def _make_up(folder: Path, arguments: list[str], known: bool) -> int:
     """Write run folders of a grid with random results; the data are described as here if `known`, else made up too."""
     from smallbatch import store as runs
-    from smallbatch.compose import compose
     from smallbatch.data import describe
     from smallbatch.grid.expand import expand
     from smallbatch.store import Ended
 
     ended, random = Ended({}), np.random.RandomState(0)
-    points = expand(arguments, compose, describe if known else ended.describe, lambda _, m: dict.fromkeys(m, 2.0**-8))
+    points = expand(arguments, describe if known else ended.describe, lambda _, m: dict.fromkeys(m, 2.0**-8))
     columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
     rest = {"status": "finished", "chance": 0.1, "train_images": 50_000, "test_images": 10_000, "seconds": 9.0}
     with patch("os.fsync"):  # nobody needs these after a power cut

@@ -121,7 +121,7 @@ def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace)
     verdicts, paths = {}, []
     problems: dict[str, None] = {}
     for scale in asked.scales:
-        gathered, wrong = gather(asked, scale, compose, ended)
+        gathered, wrong = gather(asked, scale, ended)
         paths += _draw_scale(asked, scale, gathered, arguments.out, pictures, wrong)
         if wrong and asked.by_name and len(asked.scales) == 1:
             raise ConfigError("; ".join(map(str, wrong)))

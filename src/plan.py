@@ -17,7 +17,6 @@ from typing import Any
 
 from smallbatch import store
 from smallbatch.cli import command, refuse_store
-from smallbatch.compose import compose
 from smallbatch.config import ConfigError
 from smallbatch.data import describe, published
 from smallbatch.data.sources import PUBLISHED
@@ -91,7 +90,7 @@ def _lines(arguments: list[str]) -> list[tuple[str, list[str]]]:
     """The command line of each figure that trains something, or the one of a grid without figures."""
     given = [n for word in arguments if word.startswith("figure=") for n in word.partition("=")[2].split(",")]
     rest = [word for word in arguments if not word.startswith("figure=")]
-    names = [name for name in figure_names(given) if figure_config(name, compose).scales]
+    names = [name for name in figure_names(given) if figure_config(name).scales]
     if given and not names:
         raise ConfigError(f"{' '.join(arguments)} trains nothing, and so costs nothing")
     return [(name, [f"figure={name}", *rest]) for name in names] if given else [("grid", arguments)]
@@ -100,7 +99,7 @@ def _lines(arguments: list[str]) -> list[tuple[str, list[str]]]:
 def _points(arguments: list[str], ended: Ended) -> tuple[list[Point], bool]:
     """The points of a grid, and whether η̃ had to be guessed since the runs that tell it are missing."""
     guessed = False
-    known = best_rates(ended, compose, _describe(ended))
+    known = best_rates(ended, _describe(ended))
 
     def rates(asked: list[str], sizes: list[int]) -> dict[int, float]:
         nonlocal guessed
@@ -111,7 +110,7 @@ def _points(arguments: list[str], ended: Ended) -> tuple[list[Point], bool]:
             return dict.fromkeys(sizes, 2.0**-9)
 
     found: Rates = rates
-    return expand(arguments, compose, _describe(ended), found).points, guessed
+    return expand(arguments, _describe(ended), found).points, guessed
 
 
 def _describe(ended: Ended) -> Any:

@@ -60,7 +60,7 @@ def contents(asked: Asked, ended: Ended) -> tuple[list[Section], list[str]]:
     """A section for each figure and scale that has runs, and the claims, a Markdown line each."""
     sections, claims = [], []
     for scale in asked.scales:
-        gathered, _ = gather(asked, scale, compose, ended)
+        gathered, _ = gather(asked, scale, ended)
         there = [gathered[name] for name in asked.figures if name in gathered and len(gathered[name].frame)]
         for runs in there:
             command = " ".join([f"python src/train.py -m figure={runs.name} scale={scale}", *asked.rest])

@@ -11,7 +11,6 @@ import pytest
 import figures as figures_command
 import runs as runs_command
 from smallbatch import store
-from smallbatch.compose import compose
 from smallbatch.config import ConfigError
 from smallbatch.figures import draw
 from smallbatch.grid.expand import expand
@@ -32,7 +31,7 @@ def write(folder: Path, point, score: float, status: str = "finished", epochs: i
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    return expand([*GRID, "seed=0,1", f"data.root={root}"], compose).points
+    return expand([*GRID, "seed=0,1", f"data.root={root}"]).points
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def test_rows_are_chosen_by_values_as_typed(folder):
 
 
 def test_settings_that_differ_are_named(folder, points, tmp_path):
-    write(tmp_path / "runs", expand([*GRID[:2], "batch_size=2", "base_lr=2**-9", "epochs=3"], compose).points[0], 0.4)
+    write(tmp_path / "runs", expand([*GRID[:2], "batch_size=2", "base_lr=2**-9", "epochs=3"]).points[0], 0.4)
     frame = table(store.ended(folder).values())
     assert frame["setting"].nunique() == 2
     assert differences(frame) == "epochs=10,3"
@@ -135,7 +134,7 @@ def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder,
 def test_a_plain_command_tells_of_runs_that_no_figure_has(folder, tmp_path, command):
     words = ["--store", folder, "--out", tmp_path / "out"]
     assert "no figure" not in command(figures_command, *words)[1]
-    write(folder, expand(["batch_size=2", "base_lr=2**-9", "data.train_size=100"], compose).points[0], 0.4)
+    write(folder, expand(["batch_size=2", "base_lr=2**-9", "data.train_size=100"]).points[0], 0.4)
     assert "1 run belongs to no figure" in command(figures_command, *words)[1]
 
 
@@ -160,7 +159,7 @@ def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command
 
 
 def test_a_changed_figure_has_a_file_and_a_title_of_its_own(folder, tmp_path, command):
-    changed = expand(["figure=fig01", "scale=smoke", "epochs=2", "batch_size=2", "base_lr=2**-9"], compose).points[0]
+    changed = expand(["figure=fig01", "scale=smoke", "epochs=2", "batch_size=2", "base_lr=2**-9"]).points[0]
     write(folder, changed, 0.4)
     where = ["--store", folder, "--out", tmp_path / "out", "figure=fig01", "scale=smoke", "epochs=2"]
     assert command(figures_command, *where)[0] == 0
@@ -198,7 +197,7 @@ def test_of_several_figures_those_without_runs_are_named(folder, tmp_path, comma
 
 
 def test_chosen_runs_that_do_not_belong_together_are_refused(folder, tmp_path, command):
-    write(folder, expand([*GRID[:2], "batch_size=2", "base_lr=2**-9", "epochs=3"], compose).points[0], 0.4)
+    write(folder, expand([*GRID[:2], "batch_size=2", "base_lr=2**-9", "epochs=3"]).points[0], 0.4)
     where = ["--store", folder, "--out", tmp_path / "out"]
     status, _ = command(figures_command, *where, "model=alexnet")
     assert "epochs=10,3" in str(status)
@@ -207,7 +206,7 @@ def test_chosen_runs_that_do_not_belong_together_are_refused(folder, tmp_path, c
 
 def test_runs_that_differ_in_their_bn_batch_are_not_averaged(tmp_path, command):
     words = ["model=alexnet", "norm=batch", "batch_size=8", "base_lr=1/256", "bn_batch_size=2,4,8"]
-    for point in expand(words, compose).points:
+    for point in expand(words).points:
         write(tmp_path / "runs", point, 0.5)
     where = ["--store", tmp_path / "runs", "--out", tmp_path / "out"]
     assert "choose one, as bn_batch_size=… of 2, 4, 8" in str(command(figures_command, *where, "model=alexnet")[0])
@@ -218,7 +217,7 @@ def test_a_figure_of_your_own_data_is_of_these_and_no_other(tmp_path, command, w
     mine, other = write_npz("mine.npz"), write_npz("other.npz", train_labels=np.arange(20) % 3)
     words = ["figure=fig08", "scale=smoke", "data=arrays", f"data.root={tmp_path}", "batch_size=2", "base_lr=1/256"]
     words += ["data.train_size=20", "epochs=1"]  # all of them, said as a number
-    for point in expand([*words, f"data.path={mine}"], compose).points:
+    for point in expand([*words, f"data.path={mine}"]).points:
         write(tmp_path / "runs", point, 0.5)
     where = ["--store", tmp_path / "runs", "--out", tmp_path / "out", *words]
     assert command(figures_command, *where, f"data.path={mine}")[0] == 0

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from smallbatch.compose import compose
 from smallbatch.grid.expand import expand
 from smallbatch.run import Run
 from smallbatch.store import Ended
@@ -44,7 +43,7 @@ SINGLE = {
 
 
 def points(words: list[str]):
-    return expand(words, compose, Ended({}).describe, lambda _, sizes: dict.fromkeys(sizes, 2.0**-9)).points
+    return expand(words, Ended({}).describe, lambda _, sizes: dict.fromkeys(sizes, 2.0**-9)).points
 
 
 @pytest.mark.parametrize("figure", FIGURES)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import pytest
 
-from smallbatch.compose import compose
 from smallbatch.data import Description
 from smallbatch.grid.expand import Point, expand
 from smallbatch.run import Run
@@ -128,7 +127,7 @@ def describe(data: dict) -> Description:
 def points(figure: str, *given: str) -> list[Point]:
     """A figure's points at the paper's scale."""
     arguments = [f"figure={figure}", "scale=paper", *given]
-    return expand(arguments, compose, describe, rates=lambda words, sizes: dict.fromkeys(sizes, 2.0**-8)).points
+    return expand(arguments, describe, rates=lambda words, sizes: dict.fromkeys(sizes, 2.0**-8)).points
 
 
 def planned(figure: str) -> list[Point]:

@@ -5,15 +5,15 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, open_dict
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
 class GridSweeper(Sweeper):
-    """Hands a command line to `smallbatch.grid.sweep`, with Hydra's way to compose and the chosen launcher."""
+    """Hands a command line to `smallbatch.grid.sweep`, with the chosen launcher."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.cfg, self.context = config, hydra_context
+        self.cfg = config
         self.launch = (
             Plugins.instance()
             .instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
@@ -21,19 +21,11 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from smallbatch.compose import plain_errors
+        from smallbatch.compose import use_config
         from smallbatch.grid.sweep import sweep
 
-        name = self.cfg.hydra.job.config_name
-
-        def compose(overrides: list[str]) -> DictConfig:
-            with plain_errors():
-                cfg = self.context.config_loader.load_configuration(name, overrides, RunMode.RUN)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            return cfg
-
-        sweep(arguments, compose, lambda jobs: self.launch(jobs, 0), self.cfg)
+        use_config(self.cfg.hydra.job.config_name)
+        sweep(arguments, lambda jobs: self.launch(jobs, 0), self.cfg)
 
 
 ConfigStore.instance().store(

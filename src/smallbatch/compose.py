@@ -18,21 +18,28 @@ from yaml import MarkedYAMLError, YAMLError
 from smallbatch.config import ConfigError, register
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+_primary = "train"
 
 
 def compose(overrides: list[str]) -> DictConfig:
     """The config of one command line, as `python src/train.py` would have it. Raises ConfigError."""
     with plain_errors():
-        return deepcopy(_composed(tuple(overrides)))
+        return deepcopy(_composed(_primary, tuple(overrides)))
+
+
+def use_config(name: str) -> None:
+    """Compose from another file of `conf/` than train.yaml, as Hydra's `--config-name` asks for."""
+    global _primary
+    _primary = name
 
 
 @lru_cache(maxsize=512)
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
+def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     """Kept, since figures share most of their choices and one composition takes Hydra 0.1 s."""
     if not GlobalHydra.instance().is_initialized():
         register()
         initialize_config_dir(str(CONF), version_base="1.3")
-    return hydra_compose("train", list(overrides))
+    return hydra_compose(name, list(overrides))
 
 
 @contextmanager

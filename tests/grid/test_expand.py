@@ -8,14 +8,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError, Figure
-from smallbatch.grid.expand import Grid, expand, figure_names, stages
+from smallbatch.grid.expand import Grid, expand, figure_config, figure_names, stages
 from smallbatch.run import make_run
 
 
 @pytest.fixture
 def grid(root):
     """Expand a command line on the session's data."""
-    return lambda *arguments: expand([f"data.root={root}", *arguments], compose)
+    return lambda *arguments: expand([f"data.root={root}", *arguments])
 
 
 def values(grid: Grid, *names: str) -> list[tuple]:
@@ -117,7 +117,7 @@ def test_a_failing_download_is_tried_once_and_not_for_every_point(tmp_path, monk
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
     with pytest.raises(ConfigError, match=r"cifar-10-binary\.tar\.gz"):
-        expand([f"data.root={tmp_path}", "data=cifar10", "batch_size=2,4", "seed=0,1"], compose)
+        expand([f"data.root={tmp_path}", "data=cifar10", "batch_size=2,4", "seed=0,1"])
     assert len(attempts) == 1
 
 
@@ -219,7 +219,15 @@ def test_figures_that_share_runs_train_them_once(grid):
     assert len(both.points) == 35 + 50
 
 
-def test_a_figure_is_a_union_of_products_and_later_settings_win(root):
+@pytest.fixture
+def composed(monkeypatch):
+    """Compose by another function, for figures that are in no file."""
+    figure_config.cache_clear()
+    yield lambda function: monkeypatch.setattr("smallbatch.grid.expand.compose", function)
+    figure_config.cache_clear()
+
+
+def test_a_figure_is_a_union_of_products_and_later_settings_win(root, composed):
     """common < the scale's settings (smoke: 10 epochs) < each product of the figure's scale < the command line."""
     figure = Figure(
         name="drawn",
@@ -240,8 +248,10 @@ def test_a_figure_is_a_union_of_products_and_later_settings_win(root):
         cfg.figure = figure
         return cfg
 
+    composed(with_figure)
+
     def found(*arguments: str) -> list[tuple]:
-        grid = expand([f"data.root={root}", "figure=drawn", "scale=smoke", *arguments], with_figure)
+        grid = expand([f"data.root={root}", "figure=drawn", "scale=smoke", *arguments])
         return sorted((p.run.norm["kind"], *rest) for p, rest in zip(grid.points, values(grid, *names), strict=True))
 
     names = ("batch_size", "base_lr", "seed", "epochs")
@@ -256,7 +266,7 @@ def test_a_figure_is_a_union_of_products_and_later_settings_win(root):
         ("none", 8, 0.5, 5, 3),
     ]
     with pytest.raises(ConfigError, match="has no scale=paper; it has smoke, reduced"):
-        expand([f"data.root={root}", "figure=drawn"], with_figure)
+        expand([f"data.root={root}", "figure=drawn"])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +278,7 @@ def test_a_figure_is_a_union_of_products_and_later_settings_win(root):
         ("setting", r"^figure=drawn scale=smoke: epoch=3: there is no setting epoch; did you mean epochs\?"),
     ],
 )
-def test_a_figure_that_lacks_something_is_refused_in_one_line(missing, message):
+def test_a_figure_that_lacks_something_is_refused_in_one_line(missing, message, composed):
     given = {"axes": {"smoke": 3}, "scales": {}, "setting": {"smoke": {"epoch": 3}}}
     figure = OmegaConf.structured(Figure(name="drawn", title="t", scales=given.get(missing, {"smoke": {}})))
     if missing == "title":
@@ -279,8 +289,9 @@ def test_a_figure_that_lacks_something_is_refused_in_one_line(missing, message):
         cfg.figure = figure
         return cfg
 
+    composed(with_figure)
     with pytest.raises(ConfigError, match=message) as caught:
-        expand(["figure=drawn", "scale=smoke"], with_figure)
+        expand(["figure=drawn", "scale=smoke"])
     assert "\n" not in str(caught.value)
 
 
@@ -288,15 +299,15 @@ def test_all_is_every_figure_and_dependent_ones_are_trained_last():
     names = figure_names(["all"])
     assert {"fig01", "fig13a", "fig15", "resnet32_nobn", "sgd_paths"} <= set(names)
     assert "all" not in names
-    first, last = stages(["figure=all", "scale=smoke", "seed=1"], compose)
+    first, last = stages(["figure=all", "scale=smoke", "seed=1"])
     assert last == ["figure=fig13a,fig13b,fig14", "scale=smoke", "seed=1"]
     assert first[1:] == last[1:]
     trained = first[0].removeprefix("figure=").split(",")
     assert set(trained) == set(names) - {"fig13a", "fig13b", "fig14", "fig15", "fig16", "sgd_paths"}
-    assert stages(["figure=fig13a,fig08", "base_lr=2**-8"], compose) == [["figure=fig13a,fig08", "base_lr=2**-8"]]
-    assert stages(["batch_size=2,4"], compose) == [["batch_size=2,4"]]
+    assert stages(["figure=fig13a,fig08", "base_lr=2**-8"]) == [["figure=fig13a,fig08", "base_lr=2**-8"]]
+    assert stages(["batch_size=2,4"]) == [["batch_size=2,4"]]
     with pytest.raises(ConfigError, match=r"trains nothing.* fig01, .*python src/figures.py figure=fig15"):
-        stages(["figure=fig15"], compose)
+        stages(["figure=fig15"])
 
 
 def test_the_best_rates_of_another_figure_become_one_point_a_batch_size(grid, root):
@@ -307,12 +318,12 @@ def test_the_best_rates_of_another_figure_become_one_point_a_batch_size(grid, ro
         return {16: 0.25, 128: 0.5}
 
     words = [f"data.root={root}", "figure=fig13a", "scale=smoke", "seed=3", "bn_batch_size=4,16,128", "epochs=2"]
-    found = expand(words, compose, rates=rates)
+    found = expand(words, rates=rates)
     assert sorted(values(found, "batch_size", "bn_batch_size", "base_lr", "seed"), key=str) == [
         (128, 16, 0.5, 3), (128, 4, 0.5, 3), (128, None, 0.5, 3), (16, 4, 0.25, 3), (16, None, 0.25, 3)
     ]  # fmt: skip
     assert asked == [(["figure=fig08", "scale=smoke", f"data.root={root}", "epochs=2"], [16, 128])]
-    explicit = expand([*words, "base_lr=1/8"], compose)
+    explicit = expand([*words, "base_lr=1/8"])
     assert {p.run.base_lr for p in explicit.points} == {0.125}
     with pytest.raises(ConfigError, match="best η̃ of fig08's runs; give base_lr="):
-        expand(words, compose)
+        expand(words)

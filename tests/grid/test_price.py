@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 import plan as plan_command
-from smallbatch.compose import compose
 from smallbatch.grid import price
 from smallbatch.grid.expand import expand
 from smallbatch.grid.price import Prices, expected_share, words
@@ -21,7 +20,7 @@ SHAPE = (32, 32, 1)
 @pytest.fixture
 def points(root):
     words = ["figure=fig01", "scale=smoke", "batch_size=2,32", "base_lr=2**-9,2**-8", f"data.root={root}"]
-    return expand(words, compose).points
+    return expand(words).points
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ def row(output: str, name: str) -> list[str]:
 
 
 def test_a_plan_counts_shared_runs_once_and_what_is_finished(tmp_path, root, monkeypatch, capsys, measured):
-    fig07 = expand(["figure=fig07", "scale=smoke", f"data.root={root}"], compose).points
+    fig07 = expand(["figure=fig07", "scale=smoke", f"data.root={root}"]).points
     record(tmp_path / "runs", fig07[0].run)
     where = ["--store", tmp_path / "runs", f"data.root={root}", "scale=smoke"]
     status, output = run_plan(monkeypatch, capsys, *where, "figure=fig07,fig04")
@@ -160,7 +159,7 @@ def test_a_plan_counts_shared_runs_once_and_what_is_finished(tmp_path, root, mon
 
 
 def test_a_plan_holds_the_runs_that_finished_here_against_their_price(tmp_path, root, monkeypatch, capsys, measured):
-    fig07 = expand(["figure=fig07", "scale=smoke", f"data.root={root}"], compose).points
+    fig07 = expand(["figure=fig07", "scale=smoke", f"data.root={root}"]).points
     runs = [p.run for p in fig07 if p.run.batch_size == 2]
     for run, status, host in zip(
         runs, ("finished", "diverged", "finished"), (platform.node(),) * 2 + ("b",), strict=True

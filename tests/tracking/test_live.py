@@ -502,7 +502,7 @@ def test_twelve_runs_in_two_processes_are_twelve_w_and_b_runs_with_their_states(
 def test_a_grid_settles_the_mode_once_and_names_the_group(arguments, group, capsys, root):
     own = [word for word in arguments if word.startswith("wandb.group")]
     cfg = compose(["logger=wandb", "wandb.mode=offline", *own])
-    grid = expand([*arguments, f"data.root={root}/data"], compose) if "figure=fig01" in arguments else Grid()
+    grid = expand([*arguments, f"data.root={root}/data"]) if "figure=fig01" in arguments else Grid()
     mode, told = live.for_points(cfg, grid, arguments)
     assert mode == "wandb.mode=offline"
     assert compose([told]).wandb.group == group

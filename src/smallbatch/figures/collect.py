@@ -8,7 +8,7 @@ import pandas as pd
 from smallbatch.compose import CONF
 from smallbatch.config import ConfigError, Draw, Figure
 from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import Compose, expand, figure_config, figure_names
+from smallbatch.grid.expand import expand, figure_config, figure_names
 from smallbatch.run import Run
 from smallbatch.store import Ended, Record
 from smallbatch.table import table
@@ -57,30 +57,30 @@ class Asked:
         return [word for word in self.rest if not word.startswith(("data.root=", "machine."))]
 
 
-def gather(asked: Asked, scale: str, compose: Compose, ended: Ended) -> tuple[dict[str, FigureRuns], list[ConfigError]]:
+def gather(asked: Asked, scale: str, ended: Ended) -> tuple[dict[str, FigureRuns], list[ConfigError]]:
     """The figures asked for, and those that they summarise, at one scale; and why some cannot be told."""
     gathered: dict[str, FigureRuns] = {}
     problems: list[ConfigError] = []
-    parts = [part for name in asked.figures for part in figure_config(name, compose).of]
+    parts = [part for name in asked.figures for part in figure_config(name).of]
     for name in dict.fromkeys([*asked.figures, *parts]):
         try:
-            gathered[name] = collect(name, scale, asked.rest, compose, ended)
+            gathered[name] = collect(name, scale, asked.rest, ended)
         except ConfigError as problem:
             problems.append(problem)
     return gathered, problems
 
 
-def collect(name: str, scale: str, words: list[str], compose: Compose, ended: Ended) -> FigureRuns:
+def collect(name: str, scale: str, words: list[str], ended: Ended) -> FigureRuns:
     """A figure's runs at a scale, `words` changing its config; a summary has none of its own.
 
     Raises ConfigError, also where the best η̃ that the figure needs are not known yet.
     """
-    figure = figure_config(name, compose)
+    figure = figure_config(name)
     records: list[Record] = []
     missing: list[Run] = []
     if figure.scales:
-        rates = best_rates(ended, compose, ended.describe)
-        grid = expand([f"figure={name}", f"scale={scale}", *words], compose, ended.describe, rates)
+        rates = best_rates(ended, ended.describe)
+        grid = expand([f"figure={name}", f"scale={scale}", *words], ended.describe, rates)
         records, missing = ended.of(
             (point.run for point in grid.points), not any(word.startswith("seed=") for word in words)
         )

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from smallbatch.config import NotYet
-from smallbatch.grid.expand import Compose, Describe, Rates, expand
+from smallbatch.grid.expand import Describe, Rates, expand
 from smallbatch.store import Ended, Record
 
 
-def best_rates(ended: Ended, compose: Compose, describe: Describe) -> Rates:
+def best_rates(ended: Ended, describe: Describe) -> Rates:
     """What `base_lr: best` stands for (paper, figs 13, 14).
 
     The η̃ of the highest mean score over all seeds, ties to the smaller. Raises ConfigError, saying what to train,
@@ -18,7 +18,7 @@ def best_rates(ended: Ended, compose: Compose, describe: Describe) -> Rates:
 
     def rates(words: list[str], sizes: list[int]) -> dict[int, float]:
         asked = [*words, f"batch_size={','.join(map(str, sizes))}"]
-        grid = expand(asked, compose, describe)
+        grid = expand(asked, describe)
         found, missing = ended.of((point.run for point in grid.points), any_seed=True)
         if missing:
             raise NotYet(

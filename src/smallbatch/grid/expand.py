@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.compose import CONF, no_setting, plain_errors
+from smallbatch.compose import CONF, compose, no_setting, plain_errors
 from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined
 from smallbatch.data import Description, describe
 from smallbatch.run import VARIED, Run, make_run
@@ -24,7 +24,6 @@ from smallbatch.run import VARIED, Run, make_run
 _ABSENT = object()
 GROUPS = ("model", "data", "norm", "optimizer", "schedule", "machine")
 
-Compose = Callable[[list[str]], DictConfig]
 Describe = Callable[[dict[str, Any]], Description]
 Axes = dict[str, list[str]]
 # The best η̃ for each of some batch sizes, from the runs of the grid that some words name.
@@ -55,22 +54,22 @@ class Grid:
     figures: list[Figure] = field(default_factory=list)
 
 
-def expand(arguments: list[str], compose: Compose, describe: Describe = describe, rates: Rates | None = None) -> Grid:
+def expand(arguments: list[str], describe: Describe = describe, rates: Rates | None = None) -> Grid:
     """Expand a command line into its grid.
 
-    `compose` turns overrides without commas into the config; `rates` finds what `base_lr: best` of a figure
-    stands for. Raises ConfigError for what is wrong with every point, or if no point is valid.
+    `rates` finds what `base_lr: best` of a figure stands for. Raises ConfigError for what is wrong with every point,
+    or if no point is valid.
     """
     given, plain = _parse(arguments)
-    figures = [figure_config(name, compose) for name in figure_names(given.pop("figure", []))]
+    figures = [figure_config(name) for name in figure_names(given.pop("figure", []))]
     if "scale" in given and not figures:
         raise ConfigError(f"scale={','.join(given['scale'])} belongs to figures: add figure=…")
     scales = given.pop("scale", ["paper"])
     grid = Grid(figures=figures)
     known: set[str] = set()
-    for whose, axes in _products(figures, scales, given, compose, rates):
+    for whose, axes in _products(figures, scales, given, rates):
         try:
-            _add_product(grid, known, axes, plain, compose, describe)
+            _add_product(grid, known, axes, plain, describe)
         except ConfigError as error:
             raise ConfigError(f"{whose}{error}") from None
     if figures and not any(figure.scales for figure in figures):
@@ -81,9 +80,7 @@ def expand(arguments: list[str], compose: Compose, describe: Describe = describe
     return grid
 
 
-def _add_product(
-    grid: Grid, known: set[str], axes: Axes, plain: list[str], compose: Compose, describe: Describe
-) -> None:
+def _add_product(grid: Grid, known: set[str], axes: Axes, plain: list[str], describe: Describe) -> None:
     group_axes = {k: v for k, v in axes.items() if k in GROUPS}
     leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
     for groups in _combinations(group_axes):
@@ -98,7 +95,7 @@ def _add_product(
 
 
 @lru_cache(maxsize=256)
-def figure_config(name: str, compose: Compose) -> Figure:
+def figure_config(name: str) -> Figure:
     """The figure's config by name; not to be changed, since it is kept. Raises ConfigError."""
     try:
         figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
@@ -122,7 +119,7 @@ def figure_names(given: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def stages(arguments: list[str], compose: Compose) -> list[list[str]]:
+def stages(arguments: list[str]) -> list[list[str]]:
     """The command line cut into those to train one after the other: figures that need others' best η̃ come last.
 
     Raises TrainsNothing.
@@ -131,7 +128,7 @@ def stages(arguments: list[str], compose: Compose) -> list[list[str]]:
     names = figure_names(given.get("figure", []))
     if not names:
         return [arguments]
-    figures = [figure_config(name, compose) for name in names]
+    figures = [figure_config(name) for name in names]
     rest = [argument for argument in arguments if not argument.startswith("figure=")]
     first = [f.name for f in figures if f.scales and (f.rates_of is None or "base_lr" in given)]
     last = [f.name for f in figures if f.scales and f.name not in first]
@@ -167,9 +164,7 @@ def _values(override: Override) -> list[str]:
     return [str(value) for value in override.sweep_string_iterator()]
 
 
-def _products(
-    figures: list[Figure], scales: list[str], given: Axes, compose: Compose, rates: Rates | None
-) -> Iterator[tuple[str, Axes]]:
+def _products(figures: list[Figure], scales: list[str], given: Axes, rates: Rates | None) -> Iterator[tuple[str, Axes]]:
     """Each product, and whose it is, as an error says it."""
     if not figures:
         yield "", given

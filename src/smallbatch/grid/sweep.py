@@ -15,7 +15,7 @@ from smallbatch import lock, store
 from smallbatch.config import ConfigError, TrainsNothing, format_power
 from smallbatch.data import describe
 from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import Compose, Grid, Point, Rates, expand, stages
+from smallbatch.grid.expand import Grid, Point, Rates, expand, stages
 from smallbatch.grid.price import Prices, words
 from smallbatch.run import setting
 from smallbatch.store import DamagedRun, Ended
@@ -29,12 +29,12 @@ WORTH_MEASURING = 100_000  # images of 32×32: minutes on one core
 Launch = Callable[[Sequence[Sequence[str]]], Any]
 
 
-def sweep(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfig) -> None:
+def sweep(arguments: list[str], launch: Launch, cfg: DictConfig) -> None:
     """Train the missing points of a command line's grid. Exits 1 if one failed, 130 on Ctrl-C."""
     failed = False
     try:
-        for stage in stages(arguments, compose):
-            failed |= _train_stage(stage, compose, launch, cfg)
+        for stage in stages(arguments):
+            failed |= _train_stage(stage, launch, cfg)
     except TrainsNothing as note:
         print(note)
     except ConfigError as error:
@@ -43,12 +43,12 @@ def sweep(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfi
         sys.exit(1)
 
 
-def _train_stage(arguments: list[str], compose: Compose, launch: Launch, cfg: DictConfig) -> bool:
+def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig) -> bool:
     """Train the missing points of one stage; whether one failed. Raises ConfigError."""
     folders = Path(cfg.store)
-    grid = expand(arguments, compose, rates=lambda *asked: _best_rates(folders, compose)(*asked))
+    grid = expand(arguments, rates=lambda *asked: _best_rates(folders)(*asked))
     found = {} if cfg.overwrite else _ended(grid.points, folders)
-    missing = _trainable(grid, [p for p in grid.points if p.run.key not in found], compose)
+    missing = _trainable(grid, [p for p in grid.points if p.run.key not in found])
     _say_plan(grid, len(found), missing)
     costs = _price(missing, Prices(folders.parent / "calibration.json"))
     common = for_points(cfg, grid, arguments) if missing else []
@@ -68,8 +68,8 @@ def _train_stage(arguments: list[str], compose: Compose, launch: Launch, cfg: Di
     return any(_status(folders, p, before) not in (*store.ENDED, "elsewhere") for p in missing)
 
 
-def _best_rates(folders: Path, compose: Compose) -> Rates:
-    return best_rates(Ended(store.ended(folders)), compose, describe)
+def _best_rates(folders: Path) -> Rates:
+    return best_rates(Ended(store.ended(folders)), describe)
 
 
 def _ended(points: list[Point], folders: Path) -> dict[str, float]:
@@ -87,7 +87,7 @@ def _ended(points: list[Point], folders: Path) -> dict[str, float]:
     return found
 
 
-def _trainable(grid: Grid, points: list[Point], compose: Compose) -> list[Point]:
+def _trainable(grid: Grid, points: list[Point]) -> list[Point]:
     """Leave out, listed, what the network refuses; one trial for all points that differ only in rates and sizes."""
     if not points:
         return []

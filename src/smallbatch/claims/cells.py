@@ -1,8 +1,8 @@
-"""The cells of a figure, (m, η̃, BN batch) with one run a seed, and which of them train reliably."""
+"""From runs to cells: the points (m, η̃, BN batch) of a figure, each with one run a seed, and which train reliably."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,28 @@ Array = np.ndarray[Any, np.dtype[Any]]
 CELL = ["base_lr", "batch_size", "bn_batch_size"]
 
 
+class Untried(NamedTuple):
+    """A cell that a figure lacks, where the answer may lie."""
+
+    figure: str
+    m: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where a grid ends before the answer: the reason in words, and the cells to try next."""
+
+    text: str
+    beyond: tuple[Untried, ...] = ()
+
+
 class Undecided(Exception):
-    """Runs or seeds do not suffice for any part of a test. Its text says which."""
+    """A test has nothing to compare: seeds are too few (`need` of them), or the grid ends too early."""
+
+    def __init__(self, text: str, need: int = 0, beyond: Iterable[Untried] = ()) -> None:
+        super().__init__(text)
+        self.need, self.beyond = need, tuple(beyond)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +43,7 @@ class Cells:
     """One figure's cells in order of η̃, m, BN batch: arrays of shape (cells,), or (cells, seeds) for what a run has.
 
     `score`, `train` and `chance` in points; `updates`: what a run that does not diverge makes; `reliable`: at the share
-    asked for.
+    asked for; `converged`: at ½; `curves`: training accuracy in points of each run (row, by key) and epoch (column).
     """
 
     name: str
@@ -40,14 +60,21 @@ class Cells:
     converged: Array
     reliable: Array
     rates_given: bool = False  # figures 13, 14: one η̃ for each m, chosen elsewhere
+    scale: str = "paper"
+    curves: pd.DataFrame | None = None
 
     @property
     def sizes(self) -> list[int]:
         """Batch sizes in the grid, ascending."""
         return [int(m) for m in np.unique(self.m)]
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all runs."""
+        return tuple(sorted(str(key) for key in self.key.flat))
+
     def within(self, low: int, high: int | None = None) -> list[int]:
-        """Those of them from `low` to `high`."""
+        """Batch sizes from `low` to `high`."""
         return [m for m in self.sizes if m >= low and (high is None or m <= high)]
 
     def at(self, sizes: Iterable[int]) -> Array:
@@ -59,42 +86,45 @@ class Cells:
         rows = np.flatnonzero((self.m == m) & (self.rate == rate))
         return int(rows[0]) if rows.size else None
 
+    def rows(self, sizes: Iterable[int], rates: Iterable[float]) -> Array | None:
+        """Rows (seeds,) of the cells with each seed's m and η̃; None if one was not tried."""
+        rows = [self.row(int(m), float(rate)) for m, rate in zip(sizes, rates, strict=True)]
+        return None if None in rows else np.array(rows)
 
-@dataclass(frozen=True)
-class Evidence:
-    """All figures at one scale, and the share at which reliability is judged."""
+    def untried(self, sizes: Iterable[int], rates: Iterable[float]) -> tuple[Untried, ...]:
+        """Of these m, each with all these η̃, the cells that were not tried."""
+        rates = sorted({float(rate) for rate in rates})
+        return tuple(Untried(self.name, m, rate) for m in sizes for rate in rates if self.row(m, rate) is None)
 
-    runs: dict[str, FigureRuns]
-    share: float = 0.5
+    def octave(self, m: int, factor: float) -> tuple[Untried, ...]:
+        """The cell beyond the η̃ tried at m, an octave below (`factor` ½) or above (2); none where η̃ is given."""
+        tried = self.rate[self.m == m]
+        return () if self.rates_given else self.untried([m], [factor * (tried.max() if factor > 1 else tried.min())])
 
-    def figure(self, name: str) -> FigureRuns:
-        """A figure with all its cells. Raises Undecided."""
-        runs = self.runs.get(name)
-        if runs is None or runs.frame.empty:
-            raise Undecided(f"{name} has no runs")
-        if runs.missing:
-            raise Undecided(f"{name} lacks the runs of {count(len(runs.missing), 'cell')}")
-        return runs
-
-    def cells(self, *names: str, seeds: int = 2) -> list[Cells]:
-        """The figures' cells, over the seeds common to all.
-
-        Raises Undecided, also where seeds are too few, or where nothing trains: then the η̃ tried were wrong.
-        """
-        figures = [self.figure(name) for name in names]
-        common = set.intersection(*(_complete_seeds(figure.frame) for figure in figures))
-        check_seeds(len(common), seeds, " and ".join(names))
-        found = [_cells(figure, sorted(common), self.share) for figure in figures]
-        for cells in found:
-            if not cells.converged.any():
-                raise Undecided(f"{cells.name} trains at no m and η̃ tried")
-        return found
+    def octaves(self, *sizes: int) -> tuple[Untried, ...]:
+        """Those below and above, of each m."""
+        return tuple(cell for m in sizes for factor in (0.5, 2) for cell in self.octave(m, factor))
 
 
-def check_seeds(have: int, need: int, where: str) -> None:
-    """Raise Undecided where seeds are too few."""
-    if have < need:
-        raise Undecided(f"{count(have, 'seed')} in all cells of {where}; at least {need} needed, e.g. seed=0,1,2")
+def read(*figures: FigureRuns, seeds: int = 2, share: float = 0.5) -> list[Cells]:
+    """The figures' cells, over the seeds that every cell of them has. All runs of the figures' grids must be there.
+
+    Raises Undecided where these seeds are fewer than `seeds`, or where nothing trains: then the η̃ tried were wrong.
+    """
+    common = common_seeds(*figures)
+    if len(common) < seeds:
+        where = " and ".join(figure.name for figure in figures)
+        raise Undecided(f"{count(len(common), 'seed')} in all cells of {where}; at least {seeds} needed", seeds)
+    found = [_cells(figure, common, share) for figure in figures]
+    for cells in found:
+        if not cells.converged.any():
+            raise Undecided(f"{cells.name} trains at no m and η̃ tried", beyond=cells.octaves(*cells.sizes))
+    return found
+
+
+def common_seeds(*figures: FigureRuns) -> list[int]:
+    """The seeds that every cell of all figures has."""
+    return sorted(set.intersection(*(_complete_seeds(figure.frame) for figure in figures)))
 
 
 def count(number: int, noun: str) -> str:
@@ -108,7 +138,7 @@ def _complete_seeds(frame: pd.DataFrame) -> set[int]:
     return {int(seed) for seed in rows.index[rows == cells]}
 
 
-def _cells(figure: FigureRuns, seeds: list[int], share: float) -> Cells:
+def _cells(figure: FigureRuns, seeds: Sequence[int], share: float) -> Cells:
     frame = figure.frame
     rows = frame[frame["seed"].isin(seeds)].sort_values([*CELL, "seed"])
     first = rows.iloc[:: len(seeds)]
@@ -132,8 +162,16 @@ def _cells(figure: FigureRuns, seeds: list[int], share: float) -> Cells:
         converged=reliable(runs["score"], chance, test_images, 0.5),
         reliable=reliable(runs["score"], chance, test_images, share),
         rates_given=figure.draw == "bn_batch",
+        scale=figure.scale,
+        curves=None if figure.curves is None else _curves(figure.curves, int(frame["epochs"].max()), chance),
         **runs,
     )
+
+
+def _curves(rows: pd.DataFrame, epochs: int, chance: float) -> pd.DataFrame:
+    """An epoch that a diverged run never reached counts as chance."""
+    wide = rows.pivot(index="key", columns="epoch", values="train_accuracy").reindex(columns=range(1, epochs + 1))
+    return (100 * wide).fillna(chance)
 
 
 def reliable(score: Array, chance: float, test_images: int, share: float) -> Array:

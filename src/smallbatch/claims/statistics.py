@@ -1,41 +1,31 @@
-"""From runs to intervals, and from intervals to three-valued answers: the statistics that `claims.py` judges with.
+"""From cells to intervals, and from intervals to answers: supported, not supported, undecided.
 
-Accuracies and effects are in points (percent of the test images). A cell is one (m, η̃, BN batch) of a figure, with one
-run a seed; only seeds that all cells of the compared figures have are used. A cell is reliable when every seed reaches
-chance + share · (best score of the setting − chance), share ½ unless said otherwise; "converged" is reliable at ½.
-
-"Best" selects by leaving one seed out: for each seed the cell with the highest mean over the other seeds (ties to the
-smaller η̃), among converged cells if there are any, evaluated on the seed left out: no run both chooses and is chosen.
+Accuracies and effects are in points (percent of the test images). Only seeds that all cells of the compared figures
+have are used.
 
 Intervals are 95 % t-intervals. With the weight w of each cell and seed in the effect, their variance is
-Σ s² w² / seeds², s² the variance within cells, pooled over the figure's converged cells of one m, since runs of large m
-near their edge scatter more. Where the seeds cancel within a figure it is paired: s² about cell and seed means; else
-about cell means. Degrees of freedom are Satterthwaite's. A best cell that is contested counts twice in Σ w²: the
-choices of two seeds share the runs of all others, so their values go together where cells tie. A seed's luck may differ
-between figures and go through all cells of one: an effect in which the seeds cancel only between figures takes Welch's
-interval of the figures' values over the seeds where that is wider. An effect that reads a cell that has not converged
-has a spread of its own, so its interval is that of its values over the seeds.
+Σ s² w² / seeds². s² is the variance within cells, pooled over the figure's converged cells of one m, since runs of
+large m near their edge scatter more. Where the seeds cancel within a figure, s² is taken about cell and seed means
+(paired), else about cell means. Degrees of freedom are Satterthwaite's. A contested best cell (`best.py`) counts more
+in Σ w². A seed may be lucky in all cells of one figure and not in another's: an effect in which the seeds cancel only
+between figures takes Welch's interval of the figures' values over the seeds where that is wider. An effect that reads a
+cell that has not converged has a spread of its own, so its interval is that of its values over the seeds.
 `tests/claims/test_statistics.py` simulates what these intervals cover.
-
-A best η̃ at an edge of those tried at its m is censored: the true best may be higher. A comparison that this could turn
-is undecided. So is one that lacks runs or seeds. In a best over several m, an m that trains at no η̃ tried counts as it
-came out, as in the paper.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
-from smallbatch.claims.cells import Array, Cells
-from smallbatch.config import format_power
+from smallbatch.claims.cells import Array, Cells, Edge, Untried
 from smallbatch.table import binomial_error
 
 SUPPORTED, REFUTED, UNDECIDED = "supported", "not supported", "undecided"
+SEEDS, EDGE, NOISE = "seeds", "edge", "noise"  # why a part is undecided; the first that applies is what to mend first
 POINT = 1.0  # "coincide", "similar", "fair" and "clear" are within, or beyond, one point
-RIVAL = 5.0  # points that a censored m may catch up: one octave of η̃ brings 4.0 at most in figure 1, reduced
-TIE = 3.0  # standard errors of a difference of cell means within which a best cell is contested
 
 
 @dataclass(frozen=True)
@@ -45,11 +35,15 @@ class Part:
     `train_*`: the same comparison of training accuracies at the end. `updates`, `updates_against`: fewest and most per
     run on the side with the plus sign and on the other. `binomial`: standard error of one accuracy from the test set's
     size, which all seeds share. `counts` is False for what is listed only, to show what another part rests on.
+    `why`: of an undecided part, "seeds", "edge" or "noise"; `need`: how many seeds; `beyond`: the cells to try next.
     """
 
     label: str
     verdict: str
     reason: str = ""
+    why: str = ""
+    need: int = 0
+    beyond: tuple[Untried, ...] = ()
     effect: float | None = None
     low: float | None = None
     high: float | None = None
@@ -76,15 +70,15 @@ class Part:
 class Quantity:
     """A linear function of each seed's scores, such as "accuracy at the best η̃ of m = 8": weights (cells, seeds).
 
-    `contested`: what selection adds to the sum of squared weights. `may_rise`, `may_fall`: why its true value may be
-    higher, or lower. `unknown`: why it has none.
+    `contested`: what selection adds to the sum of squared weights. `may_rise`, `may_fall`: edges beyond which its true
+    value may be higher, or lower. `unknown`: why it has none.
     """
 
     weights: dict[Cells, Array] = field(default_factory=dict)
     contested: float = 0.0
-    may_rise: tuple[str, ...] = ()
-    may_fall: tuple[str, ...] = ()
-    unknown: str = ""
+    may_rise: tuple[Edge, ...] = ()
+    may_fall: tuple[Edge, ...] = ()
+    unknown: Edge | None = None
 
     def __add__(self, other: "Quantity") -> "Quantity":
         weights = dict(self.weights)
@@ -100,80 +94,18 @@ class Quantity:
     def __sub__(self, other: "Quantity") -> "Quantity":
         return self + -other
 
+    def open_beyond(self, *edges: Edge) -> "Quantity":
+        """Uncertain to both sides where what it stands on may lie beyond these edges."""
+        return replace(self, may_rise=edges + self.may_rise, may_fall=edges + self.may_fall)
+
 
 def mean(quantities: list[Quantity]) -> Quantity:
     """Their average; unknown if there are none."""
     if not quantities:
-        return Quantity(unknown="no such batch size in the grid")
+        return Quantity(unknown=Edge("no such batch size in the grid"))
     total, n = sum(quantities, Quantity()), len(quantities)
     weights = {cells: weight / n for cells, weight in total.weights.items()}
     return replace(total, weights=weights, contested=total.contested / n**2)
-
-
-def choose(cells: Cells, among: Array) -> Array:
-    """Rows (seeds,) of the best cell in the mask for each seed, by the mean score of the other seeds."""
-    converged = among & cells.converged
-    rows = np.flatnonzero(converged if converged.any() else among)  # an edge that one seed crosses is no best cell
-    scores = cells.score[rows]
-    others = (scores.sum(axis=1, keepdims=True) - scores) / (len(cells.seeds) - 1)
-    return np.asarray(rows[np.round(others, 9).argmax(axis=0)])  # rows are in order of η̃: ties go to the smaller
-
-
-def _contested(cells: Cells, among: Array) -> bool:
-    """Whether the two highest cell means in the mask are too close to tell apart."""
-    score = cells.score[among & cells.converged]
-    variance, df = pooled(cells.score[cells.converged], paired=True)
-    if len(score) < 2 or df == 0:
-        return False
-    second, first = np.sort(score.mean(axis=1))[-2:]
-    return bool(first - second <= TIE * np.sqrt(2 * variance / len(cells.seeds)))
-
-
-def pick(cells: Cells, rows: Array, contested: bool = False) -> Quantity:
-    """The score of one cell a seed: rows (seeds,); `contested` if the choice may have gone otherwise."""
-    seeds = len(cells.seeds)
-    weight = np.zeros(cells.score.shape)
-    weight[rows, np.arange(seeds)] = 1.0
-    # Among tied cells the variance of the mean grows with the seeds: 1.4, 2.0 and 2.8 times for 2, 5 and 10.
-    return Quantity({cells: weight}, contested=seeds * (max(2.0, seeds / 3) - 1) if contested else 0.0)
-
-
-def best(cells: Cells, among: Array) -> Quantity:
-    """Accuracy at the best cell in the mask, with what is censored about it."""
-    if not among.any():
-        return Quantity(unknown=f"{cells.name}: no such batch size in the grid")
-    rows = choose(cells, among)
-    level = _mean_at(cells, rows)
-    rivals = []
-    for m in np.unique(cells.m[among]):
-        own = choose(cells, among & (cells.m == m))
-        if _mean_at(cells, own) > level - RIVAL or m in cells.m[rows]:
-            rivals.append(censored(cells, own))
-    quantity = pick(cells, rows, _contested(cells, among))
-    return replace(quantity, may_rise=tuple(reason for reason in rivals if reason))
-
-
-def tuned(cells: Cells, *sizes: int) -> Quantity:
-    """Accuracy at the best η̃ (and m, where several are given)."""
-    return best(cells, cells.at(sizes))
-
-
-def censored(cells: Cells, rows: Array) -> str:
-    """Why the best η̃ may lie outside those tried at its m; "" if it does not, or is given."""
-    for row in np.unique(rows):
-        where = f"at m = {cells.m[row]} in {cells.name}"
-        tried = np.unique(cells.rate[cells.m == cells.m[row]])
-        if not cells.converged[row]:
-            return f"no η̃ tried {where} trains"
-        if len(tried) == 1 and not cells.rates_given:
-            return f"one η̃ only was tried {where}"
-        if len(tried) > 1 and cells.rate[row] in (tried[0], tried[-1]):
-            return f"the best η̃ {where}, {format_power(cells.rate[row])}, is at an edge of those tried"
-    return ""
-
-
-def _mean_at(cells: Cells, rows: Array) -> float:
-    return float(cells.score[rows, np.arange(len(rows))].mean())
 
 
 def pooled(score: Array, paired: bool) -> tuple[float, int]:
@@ -234,6 +166,18 @@ def _reach(variances: Array, dfs: Array) -> tuple[float, float]:
 Decide = Callable[[float, float], str]
 
 
+def at_edge(label: str, edge: Edge, **more: Any) -> Part:
+    """What the grid, ending too early, leaves undecided; `more` of a part's fields."""
+    return Part(label, UNDECIDED, edge.text, why=EDGE, beyond=edge.beyond, **more)
+
+
+def undecided_as(parts: Iterable[Part]) -> tuple[str, tuple[Untried, ...]]:
+    """Why parts that others rest on are undecided, and the cells to try next; ("", ()) if none is."""
+    undecided = [part for part in parts if part.verdict == UNDECIDED]
+    why = next((why for why in (SEEDS, EDGE, NOISE) if any(part.why == why for part in undecided)), "")
+    return why, tuple(dict.fromkeys(cell for part in undecided for cell in part.beyond))
+
+
 def higher(label: str, quantity: Quantity) -> Part:
     """Whether it is above 0: refuted from the interval below 0 or, unless wholly above, within a point of it."""
     return _part(label, quantity, _is_higher)
@@ -283,14 +227,16 @@ def _is_clear(low: float, high: float) -> str:
 
 def _part(label: str, quantity: Quantity, decide: Decide, reference: float = 0.0) -> Part:
     if quantity.unknown:
-        return Part(label, UNDECIDED, quantity.unknown)
+        return at_edge(label, quantity.unknown)
     effect, low, high, df = interval(quantity)
     effect, low, high = effect - reference, low - reference, high - reference
     verdict = decide(low, high)
-    reason = "the interval leaves it open" if verdict == UNDECIDED else ""
-    for censors, ends in ((quantity.may_rise, (low, np.inf)), (quantity.may_fall, (-np.inf, high))):
-        if censors and verdict != UNDECIDED and decide(*ends) != verdict:
-            verdict, reason = UNDECIDED, censors[0]
+    reason, why = ("the interval leaves it open", NOISE) if verdict == UNDECIDED else ("", "")
+    beyond: tuple[Untried, ...] = ()
+    for edges, ends in ((quantity.may_rise, (low, np.inf)), (quantity.may_fall, (-np.inf, high))):
+        if edges and verdict != UNDECIDED and decide(*ends) != verdict:
+            verdict, reason, why = UNDECIDED, edges[0].text, EDGE
+            beyond = tuple(cell for edge in edges for cell in edge.beyond)
     train, train_low, train_high, _ = interval(quantity, "train")
     plus, minus = (_side(quantity, sign) for sign in (1, -1))
     cells = next(iter(quantity.weights))
@@ -298,6 +244,8 @@ def _part(label: str, quantity: Quantity, decide: Decide, reference: float = 0.0
         label=label,
         verdict=verdict,
         reason=reason,
+        why=why,
+        beyond=beyond,
         effect=effect,
         low=low,
         high=high,

@@ -1,0 +1,83 @@
+"""What to train next: the command whose runs would decide a verdict."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from smallbatch.claims.cells import Untried, common_seeds
+from smallbatch.figures.collect import FigureRuns
+from smallbatch.grid.expand import figure_config
+
+LOOKS = (3, 5, 8)  # numbers of seeds at which to look: a look at each number decides wrongly more often
+
+
+@dataclass(frozen=True)
+class Need:
+    """Figures at one scale whose runs, changed by further words, are wanted."""
+
+    figures: tuple[str, ...]
+    scale: str
+    words: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """As it is typed; runs that are there are not trained again."""
+        names = f"figure={','.join(self.figures)}"
+        return shlex.join(["python", "src/train.py", "-m", names, f"scale={self.scale}", *self.words])
+
+
+def whole(names: Iterable[str], scale: str, runs: Mapping[str, FigureRuns], words: Sequence[str]) -> Need:
+    """All runs of these figures, and of those whose best η̃ they wait for."""
+    figures: list[str] = []
+    for name in names:
+        sweep = figure_config(name).rates_of
+        figures += [sweep, name] if sweep and name not in runs else [name]
+    return Need(tuple(dict.fromkeys(figures)), scale, tuple(words))
+
+
+def more_seeds(figures: Sequence[FigureRuns], least: int, words: Sequence[str]) -> list[Need]:
+    """The figures with at least so many common seeds; nothing beyond the last look."""
+    seeds = common_seeds(*figures)
+    wanted = next((look for look in LOOKS if look >= least), 0)
+    others = [seed for seed in range(wanted) if seed not in seeds]
+    seeds = sorted(seeds + others[: max(0, wanted - len(seeds))])
+    names = tuple(figure.name for figure in figures)
+    return [Need(names, figures[0].scale, _changed(words, seed=seeds))] if wanted else []
+
+
+def more_cells(untried: Iterable[Untried], runs: Mapping[str, FigureRuns], words: Sequence[str]) -> list[Need]:
+    """The cells, each at its figure's seeds, as few products of m and η̃."""
+    sizes: dict[tuple[str, float], list[int]] = {}
+    for name, m, rate in sorted(set(untried)):
+        sizes.setdefault((name, rate), []).append(m)
+    rates: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for (name, rate), some in sizes.items():
+        rates.setdefault((name, tuple(some)), []).append(_typed(rate))
+    return [
+        Need(
+            (name,),
+            runs[name].scale,
+            _changed(words, batch_size=some, base_lr=each, seed=common_seeds(runs[name])),
+        )
+        for (name, some), each in rates.items()
+    ]
+
+
+def merged(needs: Iterable[Need]) -> list[Need]:
+    """Those that differ in their figures alone as one."""
+    figures: dict[tuple[str, tuple[str, ...]], dict[str, None]] = {}
+    for need in needs:
+        figures.setdefault((need.scale, need.words), {}).update(dict.fromkeys(need.figures))
+    return [Need(tuple(names), *rest) for rest, names in figures.items()]
+
+
+def _changed(words: Sequence[str], **axes: Iterable[object]) -> tuple[str, ...]:
+    kept = [word for word in words if word.partition("=")[0] not in axes]
+    return (*kept, *(f"{name}={','.join(map(str, values))}" for name, values in axes.items()))
+
+
+def _typed(rate: float) -> str:
+    """`1/512`, which no shell reads as a pattern; other numbers as they are."""
+    fraction = Fraction(rate)
+    return str(fraction) if fraction.denominator < 2**40 else repr(rate)

@@ -10,7 +10,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
-class ConfigError(Exception):
+class SmallBatchError(Exception):
+    """What a command tells its user in one line: what, where, what to do."""
+
+
+class ConfigError(SmallBatchError):
     """A mistake in what the user asked for. Its text is one line: what, where, what to do."""
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from smallbatch.config import SmallBatchError
+
 HEARTBEAT = 10.0  # seconds between signs of life of a claim
 CLAIM = "claim"
 STALE = 120.0  # seconds without one after which its run may be taken over
 
 
-class Busy(Exception):
+class Busy(SmallBatchError):
     """Another live process holds the run's claim."""
 
 

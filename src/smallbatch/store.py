@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smallbatch.config import SmallBatchError
 from smallbatch.data import Description, describe, published
 from smallbatch.data.folders import preparation
 from smallbatch.data.sources import PUBLISHED
@@ -31,7 +32,7 @@ ENDED = ("finished", "diverged")  # statuses that count as done; `failed` is tri
 Row = dict[str, float]
 
 
-class DamagedRun(Exception):
+class DamagedRun(SmallBatchError):
     """A run folder whose files do not fit together. Its text says which and why."""
 
 

@@ -413,7 +413,7 @@ def test_a_server_that_goes_away_in_the_middle_costs_one_line_and_publish_comple
 
 
 def publish(server: Recorder, folder: Path, *words: str) -> str:
-    command = [sys.executable, "src/publish.py", "--store", folder / "runs", *words]
+    command = [sys.executable, "src/publish.py", f"store={folder / 'runs'}", *words]
     environment = os.environ | login(server)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

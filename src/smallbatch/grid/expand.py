@@ -12,11 +12,11 @@ from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.compose import CONF, compose, no_setting, plain_errors
+from smallbatch.compose import CONF, Axes, compose, no_setting, parse_words
 from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined
 from smallbatch.data import Description, describe
 from smallbatch.run import VARIED, Run, make_run
@@ -25,7 +25,6 @@ _ABSENT = object()
 GROUPS = ("model", "data", "norm", "optimizer", "schedule", "machine")
 
 Describe = Callable[[dict[str, Any]], Description]
-Axes = dict[str, list[str]]
 # The best η̃ for each of some batch sizes, from the runs of the grid that some words name.
 Rates = Callable[[list[str], list[int]], dict[int, float]]
 BEST = "best"  # the value of base_lr that asks for it
@@ -60,7 +59,7 @@ def expand(arguments: list[str], describe: Describe = describe, rates: Rates | N
     `rates` finds what `base_lr: best` of a figure stands for. Raises ConfigError for what is wrong with every point,
     or if no point is valid.
     """
-    given, plain = _parse(arguments)
+    given, plain = parse_words(arguments)
     figures = [figure_config(name) for name in figure_names(given.pop("figure", []))]
     if "scale" in given and not figures:
         raise ConfigError(f"scale={','.join(given['scale'])} belongs to figures: add figure=…")
@@ -124,7 +123,7 @@ def stages(arguments: list[str]) -> list[list[str]]:
 
     Raises TrainsNothing.
     """
-    given, _ = _parse(arguments)
+    given, _ = parse_words(arguments)
     names = figure_names(given.get("figure", []))
     if not names:
         return [arguments]
@@ -140,28 +139,6 @@ def stages(arguments: list[str]) -> list[list[str]]:
 def _trains_nothing(figure: Figure) -> str:
     of = f" from the runs of {', '.join(figure.of)}" if figure.of else ""
     return f"figure={figure.name} trains nothing; it is drawn{of} by python src/figures.py figure={figure.name}"
-
-
-def _parse(arguments: list[str]) -> tuple[Axes, list[str]]:
-    """Axes by key, and the overrides that are no axis (`+new=…`, `~gone`) as they are."""
-    axes: Axes = {}
-    plain = []
-    with plain_errors():
-        overrides = OverridesParser.create().parse_overrides(arguments)
-    for override in overrides:
-        if override.is_add() or override.is_delete() or override.is_force_add():
-            plain.append(override.input_line or "")
-        else:
-            axes[override.get_key_element()] = _values(override)
-    return axes, plain
-
-
-def _values(override: Override) -> list[str]:
-    if not override.is_sweep_override():
-        return [override.get_value_element_as_str()]
-    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
-        raise ConfigError(f"{override.input_line}: glob is not supported; list the values")
-    return [str(value) for value in override.sweep_string_iterator()]
 
 
 def _products(figures: list[Figure], scales: list[str], given: Axes, rates: Rates | None) -> Iterator[tuple[str, Axes]]:

@@ -55,7 +55,7 @@ def _publish(records: dict[Path, Record], place: live.Place, given: set[str]) ->
     uploaded = failed = 0
     for path, record in tqdm(records.items(), unit="run", disable=None):
         there = live.noted_place(path, place, given)
-        if lock.claimed(path) or live.is_uploaded(path, record, there):
+        if lock.holder(path) or live.is_uploaded(path, record, there):
             continue
         try:
             live.publish(path, record, there)

@@ -72,7 +72,7 @@ def rows(folder: Path, record: store.Record) -> list[dict[str, str]]:
 
 
 def snapshot(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.name.startswith(".")}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if ".locks" not in path.parts}
 
 
 # --- one run
@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_a_grids_finished_runs_and_frees_the_rest(interrupted, laun
     assert "Traceback" not in grid.stdout + grid.stderr
     assert grid.stderr.splitlines()[-1] == "interrupted: the same command goes on from here"
     assert {m: record.result["status"] for m, record in runs(folder).items()} == {8: "finished"}
-    assert not any(lock.claimed(path) for path in folder.iterdir())
+    assert not any(lock.holder(path) for path in folder.iterdir())
 
 
 # --- bad input

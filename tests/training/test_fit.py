@@ -18,8 +18,8 @@ from smallbatch import lock, store
 from smallbatch.compose import compose
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.run import make_run
-from smallbatch.training import fit as runs
-from smallbatch.training.fit import train
+from smallbatch.training import module
+from train import train
 
 # Children are forked from one process that has imported this module: a tenth of a second instead of seven.
 FORK = multiprocessing.get_context("forkserver")
@@ -60,7 +60,7 @@ def config(root):
 # --- children
 
 
-class Digested(runs.SmallBatch):
+class Digested(module.SmallBatch):
     """Leaves a digest of the trained network beside the run folder."""
 
     def on_train_end(self):
@@ -103,18 +103,18 @@ def _die_at(name: str, nth: int, when: str):
 
 def _child(run, cfg, death=None, barrier=None):
     Digested.digest_to = f"{cfg.store}/digest"
-    runs.SmallBatch = Digested
+    module.SmallBatch = Digested
     if death:
         _die_at(*death)
     if barrier:
         barrier.wait()
     said: list[str] = []
     try:
-        outcome = train(run, cfg, said.append)
+        _, skipped = train(cfg, said.append)
     except lock.Busy:
         os._exit(BUSY)
     Path(cfg.store, "said").write_text("".join(line + "\n" for line in said))
-    assert barrier is None or not outcome.skipped
+    assert barrier is None or not skipped
 
 
 def start(run, cfg, **settings):
@@ -235,32 +235,32 @@ def test_of_two_processes_on_one_run_one_trains_and_the_other_is_told_busy(confi
 # --- what is in the store already
 
 
-def now(run, cfg):
-    """Train in this process: the outcome and what was said."""
+def now(cfg):
+    """Train in this process: the record, whether it was there, and what was said."""
     said: list[str] = []
-    return train(run, cfg, said.append), said
+    return *train(cfg, said.append), said
 
 
 def snapshot(folder: Path):
-    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if p.name != ".lock"}
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if p.parent.name != ".locks"}
 
 
 def test_a_finished_run_is_skipped_and_untouched(config, tmp_path):
-    run, cfg = config(tmp_path, "epochs=1")
-    first, _ = now(run, cfg)
+    _, cfg = config(tmp_path, "epochs=1")
+    first, trained_before, _ = now(cfg)
     before = snapshot(tmp_path)
-    second, said = now(run, cfg)
-    assert (first.skipped, second.skipped, said) == (False, True, [])
-    assert second.record == first.record
+    second, there, said = now(cfg)
+    assert (trained_before, there, said) == (False, True, [])
+    assert second == first
     assert snapshot(tmp_path) == before
 
 
 def test_overwrite_trains_a_finished_run_again(config, tmp_path):
-    run, cfg = config(tmp_path, "epochs=1")
-    now(run, cfg)
+    _, cfg = config(tmp_path, "epochs=1")
+    now(cfg)
     before = snapshot(tmp_path)
     cfg.overwrite = True
-    assert not now(run, cfg)[0].skipped
+    assert not now(cfg)[1]
     after = snapshot(tmp_path)
     assert before.keys() == after.keys()
     assert all(before[p] != after[p] for p in before)
@@ -268,37 +268,37 @@ def test_overwrite_trains_a_finished_run_again(config, tmp_path):
 
 def test_a_damaged_finished_run_is_reported_and_trained_again(config, tmp_path):
     run, cfg = config(tmp_path, "epochs=2")
-    first, _ = now(run, cfg)
+    first, *_ = now(cfg)
     path = store.folder(tmp_path, run)
     expected = rows(path)
     (path / "epochs.csv").write_text((path / "epochs.csv").read_text().replace("2,", "3,"))
-    second, said = now(run, cfg)
-    assert not second.skipped
+    second, there, said = now(cfg)
+    assert not there
     assert len(said) == 1
     assert said[0].startswith(f"damaged, training it again: {path}: ")
     assert rows(path) == expected
-    assert second.record.result["score"] == first.record.result["score"]
-    assert store.is_done(path)
+    assert second.result["score"] == first.result["score"]
+    assert store.done(path)
 
 
 def test_a_run_whose_last_update_spoils_the_network_is_diverged(config, tmp_path):
     """The losses of both updates are finite; the network that they leave has none."""
-    run, cfg = config(tmp_path, "base_lr=1", "epochs=1")
-    result = now(run, cfg)[0].record.result
+    _, cfg = config(tmp_path, "base_lr=1", "epochs=1")
+    result = now(cfg)[0].result
     assert (result["status"], result["score"]) == ("diverged", 0.1)
 
 
 def test_a_diverging_run_is_a_result_scored_at_chance(config, tmp_path):
     run, cfg = config(tmp_path, "base_lr=1")
-    result = now(run, cfg)[0].record.result
+    result = now(cfg)[0].result
     assert (result["status"], result["score"], result["chance"]) == ("diverged", 0.1, 0.1)
-    assert store.is_done(store.folder(tmp_path, run))
-    assert now(run, cfg)[0].skipped
+    assert store.done(store.folder(tmp_path, run))
+    assert now(cfg)[1]
 
 
 def test_a_run_that_diverges_at_its_very_end_scores_chance_too(config, tmp_path):
-    run, cfg = config(tmp_path, "epochs=8", "base_lr=1/4096", "schedule.drops=[0.9]", "schedule.drop_factor=1e30")
-    record = now(run, cfg)[0].record
+    _, cfg = config(tmp_path, "epochs=8", "base_lr=1/4096", "schedule.drops=[0.9]", "schedule.drop_factor=1e30")
+    record = now(cfg)[0]
     assert [row["test_accuracy"] > 0.1 for row in record.rows[-2:]] == [True, False]
     assert (record.result["status"], record.result["score"]) == ("diverged", 0.1)
 
@@ -319,16 +319,16 @@ def test_a_failing_run_leaves_its_reason_and_is_tried_again(config, tmp_path, mo
     run, cfg = config(tmp_path, f"model._target_={__name__}.Fragile", "epochs=2")
     path = store.folder(tmp_path, run)
     for _ in range(2):
-        outcome, _ = now(run, cfg)
-        assert not outcome.skipped
-        assert outcome.record.result["status"] == "failed"
-        assert outcome.record.result["error"] == "RuntimeError: third call"
+        record, there, _ = now(cfg)
+        assert not there
+        assert record.result["status"] == "failed"
+        assert record.result["error"] == "RuntimeError: third call"
         assert json.loads((path / "result.json").read_text())["score"] is None
         assert 'raise RuntimeError("third call' in (path / "traceback.txt").read_text()
-        assert not store.is_done(path)
-        assert not lock.claimed(path)
+        assert not store.done(path)
+        assert lock.holder(path) is None
     monkeypatch.setattr(Fragile, "whole", True)
-    outcome, _ = now(run, cfg)
-    assert outcome.record.result["status"] == "finished"
-    assert store.is_done(path)
+    record, *_ = now(cfg)
+    assert record.result["status"] == "finished"
+    assert store.done(path)
     assert not (path / "traceback.txt").exists()

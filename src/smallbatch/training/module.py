@@ -18,10 +18,9 @@ from smallbatch.data.blocks import TestBlocks, TrainBlocks, block_size, halves, 
 from smallbatch.models import accepted, build, check_call, locate
 from smallbatch.models.norm import precise_statistics
 from smallbatch.run import Run
+from smallbatch.store import Row
 from smallbatch.training.schedule import factor
 from smallbatch.training.score import scored_epochs
-
-Row = dict[str, float]
 
 
 def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:

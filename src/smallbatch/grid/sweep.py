@@ -50,9 +50,9 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig) -> bool:
     if not cfg.overwrite:
         results.take_ended()
     before = set(results.ended)
+    _check_store(results)
     grid = _without_refused(grid, results)
     _say_plan(grid, len(before), results.missing)
-    _check_store(results)
     costs = _price(results.missing, Prices(folders.parent / "calibration.json"))
     common = for_points(cfg, grid, arguments) if results.missing else []
     # The longest first, so that processes in parallel end together.

@@ -24,16 +24,6 @@ FORK = multiprocessing.get_context("forkserver")
 N = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _warm():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(SOURCE), str(Path(__file__).parent)]))
-        FORK.set_forkserver_preload([__name__])
-        process = FORK.Process(target=int)
-        process.start()
-        process.join()
-
-
 def _start(target, *arguments):
     process = FORK.Process(target=target, args=arguments)
     process.start()

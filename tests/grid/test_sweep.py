@@ -26,18 +26,6 @@ SMALL = ["data.train_size=64", "data.test_size=40", "machine.accelerator=cpu", "
 RESULT = {"status": "finished", "score": 0.5, "seconds": 1.0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _warm():
-    with pytest.MonkeyPatch.context() as patch:
-        here = Path(__file__).parent
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(here.parents[1] / "src"), str(here)]))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        FORK.set_forkserver_preload([__name__, "smallbatch.training.fit"])
-        process = FORK.Process(target=int)
-        process.start()
-        process.join()
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(progress, "POLL", 0.05)

@@ -42,17 +42,10 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def _warm(root):
     with pytest.MonkeyPatch.context() as patch:
-        here = Path(__file__).parent
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(here.parents[1] / "src"), str(here)]))
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HOME", str(root))  # no login of the person who runs the tests
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
         patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
-        FORK.set_forkserver_preload([__name__])
-        process = FORK.Process(target=int)
-        process.start()
-        process.join()
         yield
 
 

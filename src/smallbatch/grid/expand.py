@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smallbatch.compose import CONF, Axes, compose, no_setting, parse_words
-from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined
+from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined, one_line
 from smallbatch.data import Description, describe
 from smallbatch.run import VARIED, Run, make_run
 
@@ -109,7 +109,7 @@ def figure_config(name: str) -> Figure:
     try:
         figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"figure={name}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"figure={name}: {one_line(error)}") from None
     assert isinstance(figure, Figure)
     if not figure.scales and not figure.of and figure.draw is not Draw.paths and name != "all":
         raise ConfigError(f"figure={name}: has no scales, and so no runs; write scales: {{paper: {{}}}} at least")
@@ -211,7 +211,7 @@ def _set(cfg: DictConfig, leaf: str) -> None:
     try:
         OmegaConf.update(cfg, key, override.value(), merge=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{leaf}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{leaf}: {one_line(error)}") from None
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smallbatch import cli, lock, store
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, one_line
 from smallbatch.figures.collect import chosen
 from smallbatch.store import DamagedRun, Record
 from smallbatch.table import keep
@@ -55,14 +55,14 @@ def _publish(records: dict[Path, Record], place: live.Place, given: set[str]) ->
     uploaded = failed = 0
     for path, record in tqdm(records.items(), unit="run", disable=None):
         there = live.noted_place(path, place, given)
-        if lock.claimed(path) or live.is_uploaded(path, record, there):
+        if lock.holder(path) or live.is_uploaded(path, record, there):
             continue
         try:
             live.publish(path, record, there)
             uploaded += 1
         except Exception as error:  # wandb's are of many kinds
             failed += 1
-            tqdm.write(f"{record.run.label}: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
+            tqdm.write(f"{record.run.label}: {one_line(error)}", file=sys.stderr)
             if not live.answers():
                 failed += len(records) - uploaded - failed
                 break

@@ -77,7 +77,7 @@ def check(folders: Path) -> None:
         if state == "damaged":
             print(record)
         elif state == "not ended":
-            print(f"{path}: {'in training' if lock.claimed(path) else 'cut off; the same command goes on'}")
+            print(f"{path}: {'in training' if lock.holder(path) else 'cut off; the same command goes on'}")
     print(", ".join(f"{count} {state}" for state, count in states.items() if count) or "no runs")
     sys.exit(1 if states["damaged"] else 0)
 

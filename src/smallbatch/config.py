@@ -18,6 +18,11 @@ class ConfigError(SmallBatchError):
     """A mistake in what the user asked for. Its text is one line: what, where, what to do."""
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind if it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class Undefined(ConfigError):
     """Values that are right by themselves but do not go together: a single run is refused, a grid leaves it out."""
 
@@ -212,6 +217,7 @@ class Config:
     store: str = "outputs/runs"
     overwrite: bool = False
     progress: bool = True
+    wait: bool = True
     grid_point: bool = False  # set by the sweeper
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.api.types import is_float_dtype
 
 from smallbatch.compose import did_you_mean
-from smallbatch.config import ConfigError, format_power, parse_power
+from smallbatch.config import ConfigError, format_power, one_line, parse_power
 from smallbatch.run import VARIED, setting
 from smallbatch.store import Record
 
@@ -73,7 +73,7 @@ def keep(records: dict[str, Record], query: str | None) -> dict[str, Record]:
         kept = table(records.values()).query(query, engine="python", local_dict={}, global_dict={})
         return {key: records[key] for key in kept["key"]}
     except Exception as error:  # pandas raises a dozen kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
         raise ConfigError(f"--where {query!r}: {reason}; write a condition on columns, as score > 0.5") from None
 
 

@@ -6,8 +6,8 @@ figure's `scales[scale]` and the command line, the later ones replacing the earl
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smallbatch.compose import CONF, Axes, compose, no_setting, parse_words
-from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined
+from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined, one_line
 from smallbatch.data import Description, describe
 from smallbatch.run import VARIED, Run, make_run
 
@@ -48,9 +48,9 @@ class Point:
 class Grid:
     """The runs of a command line, each once; `undefined`: (overrides, reason) of the points left out."""
 
-    points: list[Point] = field(default_factory=list)
-    undefined: list[tuple[str, str]] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
+    points: list[Point]
+    undefined: list[tuple[str, str]]
+    figures: list[Figure]
 
 
 def expand(arguments: list[str], describe: Describe = describe, rates: Rates | None = None) -> Grid:
@@ -64,22 +64,32 @@ def expand(arguments: list[str], describe: Describe = describe, rates: Rates | N
     if "scale" in given and not figures:
         raise ConfigError(f"scale={','.join(given['scale'])} belongs to figures: add figure=…")
     scales = given.pop("scale", ["paper"])
-    grid = Grid(figures=figures)
-    known: set[str] = set()
+    points: dict[str, Point] = {}
+    undefined: list[tuple[str, str]] = []
     for whose, axes in _products(figures, scales, given, rates):
         try:
-            _add_product(grid, known, axes, plain, describe)
+            for overrides, cfg in _configs(axes, plain):
+                try:
+                    point = _point(cfg, overrides, describe)
+                    points.setdefault(point.run.key, point)
+                except Undefined as error:
+                    undefined.append((" ".join(overrides), str(error)))
         except ConfigError as error:
             raise ConfigError(f"{whose}{error}") from None
     if figures and not any(figure.scales for figure in figures):
         raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
-    if not grid.points:
-        reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
-        raise ConfigError(f"no point of this grid can be trained: {reasons}")
-    return grid
+    if not points:
+        raise none_left(reason for _, reason in undefined)
+    return Grid(list(points.values()), undefined, figures)
 
 
-def _add_product(grid: Grid, known: set[str], axes: Axes, plain: list[str], describe: Describe) -> None:
+def none_left(reasons: Iterable[str]) -> ConfigError:
+    """That no point of a grid is left, and why."""
+    return ConfigError(f"no point of this grid can be trained: {'; '.join(sorted(set(reasons)))}")
+
+
+def _configs(axes: Axes, plain: list[str]) -> Iterator[tuple[list[str], DictConfig]]:
+    """Each point of a product: its overrides and its config, which is only good until the next one."""
     group_axes = {k: v for k, v in axes.items() if k in GROUPS}
     leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
     for groups in _combinations(group_axes):
@@ -90,7 +100,7 @@ def _add_product(grid: Grid, known: set[str], axes: Axes, plain: list[str], desc
                 if leaf not in current:
                     _set(cfg, leaf)
             current = leaves
-            _add(grid, known, cfg, groups + leaves + plain, describe)
+            yield groups + leaves + plain, cfg
 
 
 @lru_cache(maxsize=256)
@@ -99,7 +109,7 @@ def figure_config(name: str) -> Figure:
     try:
         figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"figure={name}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"figure={name}: {one_line(error)}") from None
     assert isinstance(figure, Figure)
     if not figure.scales and not figure.of and figure.draw is not Draw.paths and name != "all":
         raise ConfigError(f"figure={name}: has no scales, and so no runs; write scales: {{paper: {{}}}} at least")
@@ -201,7 +211,7 @@ def _set(cfg: DictConfig, leaf: str) -> None:
     try:
         OmegaConf.update(cfg, key, override.value(), merge=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{leaf}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{leaf}: {one_line(error)}") from None
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
@@ -212,18 +222,11 @@ def _has(cfg: DictConfig, key: str) -> bool:
         return True
 
 
-def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str], describe: Describe) -> None:
+def _point(cfg: DictConfig, overrides: list[str], describe: Describe) -> Point:
     found: list[Description] = []
 
     def remember(data: dict[str, Any]) -> Description:
         found.append(describe(data))
         return found[-1]
 
-    try:
-        run = make_run(cfg, remember)
-    except Undefined as error:
-        grid.undefined.append((" ".join(overrides), str(error)))
-        return
-    if run.key not in known:
-        known.add(run.key)
-        grid.points.append(Point(run, overrides, found[-1]))
+    return Point(make_run(cfg, remember), overrides, found[-1])

@@ -5,20 +5,22 @@
     python src/figures.py model=alexnet data=digits   # the runs that match, whatever grid they came from
 
 Words are settings: with figure=… or scale=… they change the figures' runs as they do for train.py, without they say
-which settings the runs have. Writes PNG and SVG; without words, or with scale=… alone, also the claims (claims.json)
-and a page of everything (index.html). With logger=wandb all this goes to a Weights & Biases project too.
+which settings the runs have. Writes PNG and SVG, and prints the claims that rest on these figures; without words, or
+with scale=… alone, writes them too (claims.json), with a page of everything (index.html). With logger=wandb all this
+goes to a Weights & Biases project too.
 """
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from textwrap import shorten
 
 import pandas as pd
 
 from smallbatch import cli, store
-from smallbatch.claims.judge import Verdict, judge
+from smallbatch.claims import judge, text
+from smallbatch.claims.judge import Row
+from smallbatch.claims.needs import whole
 from smallbatch.compose import parse_words
 from smallbatch.config import ConfigError, LoggerKind, NotYet
 from smallbatch.figures import draw, panels
@@ -61,7 +63,7 @@ class Drawn:
     """What was made: files, the claims by scale, and the page if there is one."""
 
     paths: list[Path]
-    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
+    claims: dict[str, list[Row]] = field(default_factory=dict)
     page: Path | None = None
 
 
@@ -77,19 +79,7 @@ def _from_wandb(place: Place) -> dict[str, Record]:
 
 def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
     """Add what was drawn to the W&B project. Raises ConfigError if W&B does not take it."""
-    rows = [
-        {
-            "scale": scale,
-            "claim": v.id,
-            "verdict": v.verdict,
-            "reason": v.reason,
-            "text": v.text,
-            "criterion": v.criterion,
-        }
-        for scale, judged in drawn.verdicts.items()
-        for v in judged
-    ]
-    tables = {"runs": runs} | ({"claims": pd.DataFrame(rows)} if rows else {})
+    tables = {"runs": runs} | text.frames(drawn.claims)
     place = settled(place, lambda line: None)
     if place.mode == "disabled":
         return
@@ -104,7 +94,7 @@ def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> D
     """The figures that the words name, or all, at every scale that has runs. Raises ConfigError if none has."""
     asked = Asked.of(words)
     pictures: dict[str, Picture] = {}
-    verdicts, paths = {}, []
+    claims, paths = {}, []
     problems: dict[str, None] = {}
     for scale in asked.scales:
         gathered, wrong = gather(asked, scale, ended)
@@ -113,21 +103,35 @@ def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> D
             raise ConfigError("; ".join(map(str, wrong)))
         problems |= dict.fromkeys(str(problem) for problem in wrong if not isinstance(problem, NotYet))
         if any(len(runs.frame) for runs in gathered.values()):
-            verdicts[scale] = judge(gathered)
-    if not pictures or not (asked.by_name or verdicts):
+            claims[scale] = _judge(asked, scale, gathered, ended)
+    if not pictures or not (asked.by_name or claims):
         named = " ".join(words if asked.by_name else ["figure=all", *words])
         nothing = f"no run of {named} is there; train: python src/train.py -m {named}"
         raise ConfigError(next(iter(problems), nothing))
     if asked.by_name:
-        return Drawn(paths)
+        return Drawn(paths, claims)
     if problems:
         print(*(f"not drawn: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     others = set(ended.records).difference(*(picture.runs.frame.get("key", ()) for picture in pictures.values()))
     if others and not words:
-        text = "1 run belongs" if len(others) == 1 else f"{len(others)} runs belong"
-        print(f"{text} to no figure; choose such by the columns of `python src/runs.py list`, as in model=… data=…")
-    page = _conclude(list(pictures.values()), verdicts, ended, folders, out)
-    return Drawn(paths, verdicts, page)
+        number = "1 run belongs" if len(others) == 1 else f"{len(others)} runs belong"
+        print(f"{number} to no figure; choose such by the columns of `python src/runs.py list`, as in model=… data=…")
+    page = _conclude(list(pictures.values()), claims, ended, folders, out)
+    return Drawn(paths, claims, page)
+
+
+def _judge(asked: Asked, scale: str, gathered: dict[str, FigureRuns], ended: Ended) -> list[Row]:
+    """Judge the claims at a scale, and print them: all, or those of the figures asked for."""
+    if not asked.by_name:
+        rows = judge.judge(gathered, asked.changes)
+    else:
+        others, _ = gather(replace(asked, figures=judge.partners(list(gathered))), scale, ended)
+        rows = judge.with_figure(judge.judge(others | gathered, asked.changes), asked.figures)
+    without = [runs.name for runs in gathered.values() if runs.frame.empty and not runs.of and runs.draw != "paths"]
+    print(f"\nclaims at scale {scale}{'' if scale == 'paper' else ', not the size of the paper'}")
+    empty = [whole(without, scale, gathered, asked.changes)] if without else []
+    print(*text.terminal(rows, empty, parts=asked.by_name), sep="\n")
+    return rows
 
 
 def _draw_scale(
@@ -151,8 +155,6 @@ def _draw_scale(
             continue
         if files:
             pictures[stem] = Picture(runs, files[0])
-        elif len(asked.figures) > 1 and asked.by_name and len(asked.scales) == 1:
-            print(f"{runs.name}: no runs; train: python src/train.py -m figure={runs.name} scale={scale}")
         paths += files
     return paths
 
@@ -173,20 +175,13 @@ def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str],
     return paths
 
 
-def _conclude(
-    pictures: list[Picture], verdicts: dict[str, list[Verdict]], ended: Ended, folders: Path, out: Path
-) -> Path:
-    """Print the claims, and write them and the page."""
-    for scale, judged in verdicts.items():
-        print(f"\nclaims at scale {scale}{'' if scale == 'paper' else ', not the size of the paper'}")
-        for verdict in judged:
-            print(f"{verdict.id:>4} {verdict.verdict:<14} {verdict.text}")
-            if verdict.reason:
-                print(f"{'':19} {shorten(verdict.reason, 140, placeholder=' … (see the page)')}")
-    claims = {scale: [asdict(verdict) for verdict in judged] for scale, judged in verdicts.items()}
-    write_text(out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
+def _conclude(pictures: list[Picture], claims: dict[str, list[Row]], ended: Ended, folders: Path, out: Path) -> Path:
+    """Write the claims and the page."""
+    plain = {scale: judge.plain(rows) for scale, rows in claims.items()}
+    everything = {"form": judge.FORM, "scales": plain}
+    write_text(out / "claims.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
     page: Path = out / "index.html"
-    report.write(page, folders, list(ended.records.values()), pictures, verdicts)
+    report.write(page, folders, list(ended.records.values()), pictures, plain)
     print(f"\n{out / 'claims.json'}\n{page}")
     return page
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from smallbatch import cli, store
 from smallbatch.claims.judge import judge
+from smallbatch.claims.text import markdown
 from smallbatch.config import ConfigError
 from smallbatch.figures.collect import Asked, gather
 from smallbatch.store import Ended
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def contents(asked: Asked, ended: Ended) -> tuple[list[Section], list[str]]:
-    """A section for each figure and scale that has runs, and the claims, a Markdown line each."""
+    """A section for each figure and scale that has runs, and the table of claims of each scale, as Markdown."""
     sections, claims = [], []
     for scale in asked.scales:
         gathered, wrong = gather(asked, scale, ended)
@@ -66,7 +67,7 @@ def contents(asked: Asked, ended: Ended) -> tuple[list[Section], list[str]]:
             keys = runs.frame["key"].tolist()
             sections.append(Section(title, command, keys, len(keys) + len(runs.missing)))
         if there and not asked.by_name:
-            claims += [f"- {v.id}, scale {scale}: **{v.verdict}**. {v.text}. {v.reason}" for v in judge(gathered)]
+            claims.append(f"Scale {scale}\n\n{markdown(judge(gathered, asked.changes))}")
         if asked.by_name and wrong:
             raise wrong[0]
     return sections, claims
@@ -90,7 +91,7 @@ def _build(place: Place, parts: list[Section], claims: list[str]) -> Any:
     entity = {"entity": place.entity} if place.entity else {}
     blocks: list[Any] = [reports.TableOfContents()]
     if claims:
-        blocks += [reports.H1("Claims"), reports.MarkdownBlock("\n".join(claims))]
+        blocks += [reports.H1("Claims"), *map(reports.MarkdownBlock, claims)]
     for part in parts:
         runs = reports.Runset(project=place.project, name=part.title, filters=f"Metric('ID') in {part.keys}", **entity)
         score, m, rate = (

@@ -1,6 +1,7 @@
 """Runs become a table, a choice of rows and a figure that says what is missing; runs.py moves them about."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -151,9 +152,9 @@ def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command
     assert names == {"fig01-smoke", "fig15-smoke", "fig16-smoke", "sgd_paths"}
     assert "missing: alexnet digits m=2 η̃=2^-12 s=0" in output
     claims = json.loads((tmp_path / "out" / "claims.json").read_text())
-    assert list(claims) == ["smoke"]
-    assert [claim["id"] for claim in claims["smoke"]] == [f"C{i}" for i in range(1, 14)]
-    assert "C1 undecided" in output
+    assert (claims["form"], list(claims["scales"])) == (1, ["smoke"])
+    assert [claim["id"] for claim in claims["scales"]["smoke"]] == [f"C{i}" for i in range(1, 14)]
+    assert "C1 fig01 not trained (incomplete): fig01 lacks 29 runs" in output
     assert "Small batches, reproduced" in (tmp_path / "out" / "index.html").read_text()
     assert "missing: 9 more" in output
 
@@ -189,11 +190,17 @@ def test_a_misspelt_word_is_named_whatever_the_scale(folder, tmp_path, command):
     assert "no setting scal; did you mean scale?" in str(command(figures_command, *where, "scal=smoke")[0])
 
 
-def test_of_several_figures_those_without_runs_are_named(folder, tmp_path, command):
+def test_a_figure_s_column_is_printed_and_what_has_no_runs_is_one_line(folder, tmp_path, command):
     where = [f"store={folder}", "--out", tmp_path / "out", "scale=smoke"]
-    status, output = command(figures_command, *where, "figure=fig01,fig02")
-    assert status == 0
-    assert "fig02: no runs; train: python src/train.py -m figure=fig02 scale=smoke" in output
+    for figures, without in (("fig01", ""), ("fig01,fig02,fig04", "fig02,fig03,fig04,")):
+        status, output = command(figures_command, *where, f"figure={figures}")
+        assert status == 0
+        assert re.findall(r"^C\d+ +·$", output, re.M) == ["C1   ·", "C2   ·", "C4   ·"]
+        assert "C4 fig01 not trained (incomplete): fig01 lacks 29 runs\n  train: python src/train.py" in output
+        (line,) = [line for line in output.splitlines() if "no runs" in line]
+        names = f"{without}fig05,fig06"
+        assert line.startswith(f"no runs of {names.replace(',', ', ')}; train: python src/train.py -m figure=fig01,")
+    assert not (tmp_path / "out" / "claims.json").exists()
 
 
 def test_chosen_runs_that_do_not_belong_together_are_refused(folder, tmp_path, command):
@@ -279,6 +286,8 @@ def test_what_is_drawn_goes_to_wandb_with_tables_and_page(folder, tmp_path, comm
     assert {path.name for path in paths} >= {"fig01-smoke.png", "fig01-smoke.svg", "fig16-smoke.png"}
     assert len(tables["runs"]) == len(store.ended(folder))
     assert list(tables["claims"]["claim"]) == [f"C{i}" for i in range(1, 14)]
+    assert list(tables["claims"]["fig01"][:3]) == ["·", "·", ""]
+    assert {"C1", "C13"} <= set(tables["verdicts"]["claim"])
     assert page == tmp_path / "out" / "index.html"
 
 

@@ -9,20 +9,19 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import CHANCE, figure, figure_runs
 
+from smallbatch.claims import best as choice
 from smallbatch.claims import statistics
-from smallbatch.claims.cells import Cells, Evidence, Undecided, reliable
+from smallbatch.claims.best import best, choose, tuned
+from smallbatch.claims.cells import Cells, Edge, Undecided, read, reliable
 from smallbatch.claims.statistics import (
     REFUTED,
     SUPPORTED,
     UNDECIDED,
     all_of,
     any_of,
-    best,
-    choose,
     interval,
     mean,
     pooled,
-    tuned,
 )
 
 
@@ -90,7 +89,7 @@ def test_each_seed_is_judged_at_the_cell_that_the_others_choose(count, seeds, se
 
 def test_ties_go_to_the_smaller_rate_and_then_to_the_smaller_batch_whatever_the_order_of_rows():
     runs = figure_runs("fig01", lambda m, e, b: 80.0, sizes=[4, 2], rates=[2.0**-3, 2.0**-5, 2.0**-4], noise=0.0)
-    (cells,) = Evidence({"fig01": runs}).cells("fig01")
+    (cells,) = read(runs)
     rows = choose(cells, cells.rate < 2.0**-3)
     assert (set(cells.rate[rows]), set(cells.m[rows])) == ({2.0**-5}, {2})
 
@@ -181,7 +180,7 @@ def test_an_m_whose_runs_scatter_more_has_wider_intervals(louder):
 
 
 def test_without_the_allowance_for_contested_choices_they_would_not_cover(monkeypatch):
-    monkeypatch.setattr(statistics, "_contested", lambda cells, among: False)
+    monkeypatch.setattr(choice, "_contested", lambda cells, among: False)
     random = np.random.default_rng(7)
     truth = np.full((2, 7), 80.0)
     hits = 0
@@ -221,10 +220,10 @@ def test_a_best_rate_at_an_edge_is_censored(rates, limit, edge):
     accuracy = ramp(limit)
     rates = [2.0**e for e in rates]
     runs = figure_runs("fig01", lambda m, e, b: accuracy(m, e, b) if m == 2 else 80, sizes=[2, 4], rates=rates)
-    (cells,) = Evidence({"fig01": runs}).cells("fig01")
+    (cells,) = read(runs)
     reasons = tuned(cells, 2).may_rise
     assert bool(reasons) == bool(edge)
-    assert edge in "".join(reasons)
+    assert edge in "".join(reason.text for reason in reasons)
     assert (-tuned(cells, 2)).may_fall == reasons
 
 
@@ -233,7 +232,7 @@ def test_a_censored_batch_size_censors_its_group_only_if_it_could_catch_up():
         return lambda m, e, b: 80 - abs(e + 4) if m == 2 else 80 - gap + e / 10
 
     for gap, catches_up in ((4, True), (7, False)):
-        (cells,) = Evidence({"fig01": figure_runs("fig01", accuracy(gap), sizes=[2, 64])}).cells("fig01")
+        (cells,) = read(figure_runs("fig01", accuracy(gap), sizes=[2, 64]))
         assert bool(tuned(cells, 2, 64).may_rise) == catches_up
         assert tuned(cells, 64).may_rise
 
@@ -244,7 +243,7 @@ def part(test, effect, half, **censors):
     score = np.array([50 + effect + reach * np.array([-1, 0, 1]), np.full(3, 50.0)])
     cells = replace(cells_of(np.ones((2, 1)), 0, 3, np.random.default_rng(0)), score=score, rates_given=True)
     quantity = best(cells, cells.m == 2) - best(cells, cells.m == 4)
-    result = test("label", replace(quantity, **{name: ("edge",) for name in censors}))
+    result = test("label", replace(quantity, **{name: (Edge("edge"),) for name in censors}))
     assert (result.effect, result.high - result.low) == (pytest.approx(effect), pytest.approx(2 * half))
     assert result.verdict != UNDECIDED or result.reason
     return result.verdict
@@ -290,15 +289,15 @@ def test_three_valued_and_and_or():
 def test_only_seeds_that_all_compared_cells_have_are_used():
     fewer = figure("fig08", seeds=(0, 2, 5))
     dropped = fewer.frame.drop(fewer.frame.index[fewer.frame["seed"] == 5][7])
-    runs = {"fig08": replace(fewer, frame=dropped), "fig10": figure("fig10", seeds=(5, 0, 1, 2))}
-    assert [cells.seeds for cells in Evidence(runs).cells("fig08", "fig10")] == [(0, 2), (0, 2)]
+    runs = replace(fewer, frame=dropped), figure("fig10", seeds=(5, 0, 1, 2))
+    assert [cells.seeds for cells in read(*runs)] == [(0, 2), (0, 2)]
     with pytest.raises(Undecided, match="2 seeds in all cells of fig08 and fig10; at least 3 needed"):
-        Evidence(runs).cells("fig08", "fig10", seeds=3)
+        read(*runs, seeds=3)
 
 
 def test_a_part_says_which_runs_it_rests_on_and_whether_training_shows_it():
     runs = figure_runs("fig01", lambda m, e, b: 80 - m, sizes=[2, 4, 8], rates=[2.0**-5])
-    (cells,) = Evidence({"fig01": runs}).cells("fig01")
+    (cells,) = read(runs)
     result = statistics.higher("label", tuned(cells, 2) - tuned(cells, 4, 8))
     assert result.updates == (82 * 25_000, 82 * 25_000)
     assert result.updates_against == (82 * 12_500, 82 * 12_500)

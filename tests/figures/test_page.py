@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from test_collect import record, runs_of
 
-from smallbatch.claims.judge import judge
+from smallbatch.claims.judge import judge, plain
 from smallbatch.figures import draw, panels
 from smallbatch.figures import page as report
 from smallbatch.figures.collect import FigureRuns
@@ -50,9 +50,9 @@ def page(tmp_path_factory):
     records[0].run.model["name"] = "<script>alert(1)</script>"
     runs = FigureRuns("fig05", "smoke", table(records), title="Figure 5: A & B")
     png = panels.save(draw.draw(runs), folder / "fig05-smoke")[0]
-    verdicts = {"smoke": judge({"fig05": runs})}
-    report.write(folder / "index.html", folder, records, [report.Picture(runs, png)], verdicts)
-    return (folder / "index.html").read_text(encoding="utf-8"), records, verdicts["smoke"]
+    claims = {"smoke": plain(judge({"fig05": runs}))}
+    report.write(folder / "index.html", folder, records, [report.Picture(runs, png)], claims)
+    return (folder / "index.html").read_text(encoding="utf-8"), records, claims["smoke"]
 
 
 def test_it_needs_nothing_but_itself(page):
@@ -72,15 +72,39 @@ def test_every_run_is_a_row_and_names_are_no_markup(page):
     assert "2^-11" in tags.cells
 
 
-def test_every_claim_stands_with_its_verdict_criterion_and_scale(page):
-    html, _, verdicts = page
+def test_claims_are_rows_figures_with_runs_are_columns_and_what_is_behind_opens(page):
+    html, _, claims = page
     text = re.sub(r"\s+", " ", html)
-    for verdict in verdicts:
-        assert f"<b>{verdict.id}</b>" in text
-    assert len(verdicts) == 13
-    assert text.count('<span class="v undecided">undecided</span>') == 13
+    assert re.findall(r'<th title="[^"]*">(C\d+)</th>', text) == [claim["id"] for claim in claims]
+    assert re.findall(r'<th class="head"><span>([^<]*)</span>', text) == ["fig05"]
+    assert text.count('<td class="counted">') == len(claims) == 13
+    undecided = [(c["id"], v) for c in claims for v in c["verdicts"] if v["state"] == "undecided"]
+    assert [name for name, _ in undecided] == ["C2", "C6"]
+    for name, verdict in undecided:
+        assert (
+            f'<a class="v undecided" href="#smoke-{name}-fig05" title="undecided: {verdict["reason"]}">seeds</a>'
+            in text
+        )
+        assert f'id="smoke-{name}-fig05"' in text
+        assert f"<code>{verdict['train'][0]}</code>" in text
+        assert verdict["criterion"] in text
+    assert "Without runs: fig01, fig02" in text
     assert "At scale smoke, not the paper’s size" in text
     assert "Figure 5: A &amp; B" in text
+
+
+def test_each_state_has_its_mark(tmp_path, page):
+    marks = {}
+    for state, why in (("supported", ""), ("not supported", ""), ("undecided", "edge"), ("not trained", "incomplete")):
+        verdict = page[2][1]["verdicts"][0] | {"state": state, "why": why, "column": "fig05", "figures": ["fig05"]}
+        claims = {"smoke": [page[2][1] | {"verdicts": [verdict]}]}
+        runs = FigureRuns("fig05", "smoke", table(page[1]), draw="paths")
+        png = tmp_path / "some.png"
+        png.write_bytes(bytes(24))
+        report.write(tmp_path / "index.html", tmp_path, page[1], [report.Picture(runs, png)], claims)
+        text = (tmp_path / "index.html").read_text(encoding="utf-8")
+        marks[state] = re.search(r'<a class="v [a-z-]*" [^>]*>([^<]*)</a>', text).group(1)
+    assert marks == {"supported": "✓", "not supported": "✗", "undecided": "edge", "not trained": "·"}
 
 
 def test_the_choices_are_those_of_the_readme(page):
@@ -92,6 +116,4 @@ def test_the_choices_are_those_of_the_readme(page):
 
 
 def test_verdicts_are_plain_json(page):
-    from dataclasses import asdict
-
-    assert len(json.dumps([asdict(verdict) for verdict in page[2]], allow_nan=False)) > 1000
+    assert len(json.dumps(page[2], allow_nan=False)) > 1000

@@ -74,10 +74,12 @@ class Row:
 
 def judge(runs: Mapping[str, FigureRuns], words: Sequence[str] = ()) -> list[Row]:
     """All claims in order, from the figures of one scale by name; `words` changed these figures' runs."""
-    return [
-        Row(claim.id, claim.text, tuple(_verdict(figures, tests, runs, words) for figures, tests in _columns(claim)))
-        for claim in CLAIMS
-    ]
+    return [_row(claim, runs, words) for claim in CLAIMS]
+
+
+def _row(claim: Claim, runs: Mapping[str, FigureRuns], words: Sequence[str] = ()) -> Row:
+    verdicts = (_verdict(figures, tests, runs, words) for figures, tests in _columns(claim))
+    return Row(claim.id, claim.text, tuple(verdicts))
 
 
 def with_figure(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
@@ -133,7 +135,7 @@ def _lacks(name: str, runs: Mapping[str, FigureRuns]) -> str:
     if name not in runs or runs[name].frame.empty:
         return f"{name} has no runs"
     missing = len(runs[name].missing)
-    return f"{name} lacks {count(missing, 'run')} of {missing + len(runs[name].frame)}" if missing else ""
+    return f"{name} lacks {count(missing, 'run')}" if missing else ""
 
 
 def _parts(tests: list[Test], figures: list[FigureRuns], share: float = 0.5) -> list[Part]:
@@ -190,6 +192,7 @@ def plain(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def _plain(verdict: Verdict) -> dict[str, Any]:
     names = ("state", "why", "reason", "criterion", "stand_in")
     return {
+        "column": verdict.column,
         "figures": list(verdict.figures),
         **{name: getattr(verdict, name) for name in names},
         "by_share": {str(share): state for share, state in verdict.by_share.items()},

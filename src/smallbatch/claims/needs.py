@@ -65,11 +65,11 @@ def more_cells(untried: Iterable[Untried], runs: Mapping[str, FigureRuns], words
 
 
 def merged(needs: Iterable[Need]) -> list[Need]:
-    """Those that differ in their figures alone as one."""
+    """Those that differ in their figures alone as one; what takes a best η̃ is trained last anyway."""
     figures: dict[tuple[str, tuple[str, ...]], dict[str, None]] = {}
     for need in needs:
         figures.setdefault((need.scale, need.words), {}).update(dict.fromkeys(need.figures))
-    return [Need(tuple(names), *rest) for rest, names in figures.items()]
+    return [Need(tuple(sorted(names)), *rest) for rest, names in figures.items()]
 
 
 def _changed(words: Sequence[str], **axes: Iterable[object]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import base64
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from smallbatch.claims.judge import Verdict
 from smallbatch.config import format_power
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.files import write_text
@@ -27,6 +26,7 @@ COLUMNS = {  # of the table of runs: heading → column, those that sort as numb
     "updates": "updates", "status": "status", "score": "score", "training": "train_accuracy", "seconds": "seconds",
     "key": "key",
 }  # fmt: skip
+Claims = Sequence[dict[str, Any]]  # the claims of one scale
 NUMERIC = ("images", "m", "b", "η̃", "epochs", "seed", "updates", "score", "training", "seconds")
 
 
@@ -54,9 +54,9 @@ class Picture:
 
 
 def write(
-    path: Path, store: Path, records: Sequence[Record], pictures: Sequence[Picture], verdicts: dict[str, list[Verdict]]
+    path: Path, store: Path, records: Sequence[Record], pictures: Sequence[Picture], claims: Mapping[str, Claims]
 ) -> None:
-    """Write the page in one step. `verdicts`: by scale."""
+    """Write the page in one step. `claims`: by scale, as in claims.json."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
     )
@@ -64,7 +64,7 @@ def write(
     drawn = [picture.runs for picture in pictures]
     page = environment.get_template("page.html").render(
         store=store,
-        scales=[_scale(name, verdicts[name], [runs for runs in drawn if runs.scale == name]) for name in verdicts],
+        scales=[_scale(name, claims[name], [runs for runs in drawn if runs.scale == name]) for name in claims],
         pictures=[picture.context() for picture in sorted(pictures, key=lambda p: p.runs.draw == "paths")],
         columns=list(COLUMNS),
         numeric=NUMERIC,
@@ -82,18 +82,23 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
 
 
-def _span(updates: tuple[int, int] | None) -> str:
+def _span(updates: Sequence[int] | None) -> str:
     if updates is None:
         return ""
     low, high = updates
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def _scale(name: str, verdicts: list[Verdict], drawn: list[FigureRuns]) -> dict[str, Any]:
+def _scale(name: str, claims: Claims, drawn: list[FigureRuns]) -> dict[str, Any]:
     runs = pd.concat([part.frame for part in drawn]).drop_duplicates("key")
+    every = [verdict for claim in claims for verdict in claim["verdicts"]]
+    there = {verdict["column"]: len(verdict["figures"]) for verdict in every if verdict["why"] != "no runs"}
     return {
         "name": name,
-        "verdicts": verdicts,
+        "claims": claims,
+        "columns": sorted(there, key=lambda column: (there[column], column)),
+        "empty": dict.fromkeys(verdict["column"] for verdict in every if verdict["why"] == "no runs"),
+        "states": Counter(verdict["state"] for verdict in every),
         "figures": len(drawn),
         "runs": len(runs),
         "diverged": int((runs["status"] == "diverged").sum()),

@@ -1,0 +1,136 @@
+"""The table of verdicts as text: for the terminal, as Markdown, and as tables for W&B."""
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+
+import pandas as pd
+
+from smallbatch.claims.judge import NO_RUNS, NOT_TRAINED, Row, Verdict
+from smallbatch.claims.needs import Need, merged
+from smallbatch.claims.statistics import REFUTED, SUPPORTED, UNDECIDED, Part
+
+MARKS = {SUPPORTED: "yes", REFUTED: "no", NOT_TRAINED: "·"}  # an undecided verdict shows its reason
+LEGEND = "yes: supported, no: not supported, seeds, edge, noise: why undecided, ·: not trained"
+ID, CELL = 5, 7  # characters; a column's head takes several lines
+
+
+def mark(verdict: Verdict) -> str:
+    """`yes`, `no`, `seeds`, `edge`, `noise` or `·`."""
+    return verdict.why if verdict.state == UNDECIDED else MARKS[verdict.state]
+
+
+def columns(rows: Iterable[Row]) -> list[str]:
+    """The figures, then the comparisons, that have a verdict with runs."""
+    found = {v.column: v.figures for row in rows for v in row.verdicts if v.why != NO_RUNS}
+    return sorted(found, key=lambda column: (len(found[column]), found[column]))
+
+
+def terminal(rows: Sequence[Row], empty: Sequence[Need] = (), parts: bool = False) -> list[str]:
+    """The table in the width of the terminal, and what would decide what is open.
+
+    `empty`: what else has no runs; `parts`: with what is behind each verdict.
+    """
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines: list[str] = []
+    shown = columns(rows)
+    most = max(1, (width - ID) // CELL)
+    for start in range(0, len(shown), most):
+        lines += [*_block(rows, shown[start : start + most]), ""]
+    if shown:
+        lines += [LEGEND, ""]
+    for row in rows:
+        counted = textwrap.shorten(f"{row.counted}: {row.text}", width - ID, placeholder=" …")
+        lines.append(f"{row.id:<{ID}}{counted}")
+    for row in rows if parts else ():
+        for verdict in row.verdicts:
+            lines += _behind(row, verdict, width)
+    return [*lines, *_open(rows), *no_runs(rows, empty)]
+
+
+def _block(rows: Sequence[Row], shown: Sequence[str]) -> list[str]:
+    heads = [column.replace(" / ", "\n/").replace("_", "\n_").split("\n") for column in shown]
+    depth = max(map(len, heads))
+    lines = [" " * ID + "".join(f"{(head + [''] * depth)[i]:<{CELL}}" for head in heads) for i in range(depth)]
+    for row in rows:
+        marks = {v.column: mark(v) for v in row.verdicts}
+        if marks.keys() & set(shown):
+            lines.append(f"{row.id:<{ID}}" + "".join(f"{marks.get(column, ''):<{CELL}}" for column in shown))
+    return [line.rstrip() for line in lines]
+
+
+def _behind(row: Row, verdict: Verdict, width: int) -> list[str]:
+    if not verdict.parts:
+        return []
+    lines = ["", f"{row.id} {verdict.column}: {verdict.state}"]
+    lines += textwrap.wrap(verdict.criterion, width, initial_indent="  asks: ", subsequent_indent="  ")
+    return [*lines, *(f"  {part.label}: {told(part)}" for part in verdict.parts)]
+
+
+def told(part: Part) -> str:
+    """`+0.82 (0.31 … 1.33) points, 3 seeds, 96 runs: supported`."""
+    found = [] if part.effect is None else [f"{part.effect:+.2f} ({part.low:.2f} … {part.high:.2f}) points"]
+    found += [f"{part.seeds} seeds"] if part.seeds else []
+    found += [f"{len(part.keys)} runs"] if part.keys else []
+    return ": ".join(filter(None, (", ".join(found), part.verdict)))
+
+
+def _open(rows: Iterable[Row]) -> list[str]:
+    """Each verdict that is undecided, or lacks some runs, and the commands to train what is missing."""
+    by_needs: dict[tuple[Need, ...], list[str]] = {}
+    for row in rows:
+        for verdict in row.verdicts:
+            if verdict.state == UNDECIDED or (verdict.state == NOT_TRAINED and verdict.why != NO_RUNS):
+                line = f"{row.id} {verdict.column} {verdict.state} ({verdict.why}): {verdict.reason}"
+                by_needs.setdefault(verdict.needs, []).append(line)
+    groups = ([*lines, *(f"  train: {need.command}" for need in needs)] for needs, lines in by_needs.items())
+    lines = list(chain.from_iterable(groups))
+    return ["", *lines] if lines else []
+
+
+def no_runs(rows: Iterable[Row], empty: Sequence[Need] = ()) -> list[str]:
+    """All that has no runs, in one line."""
+    verdicts = [verdict for row in rows for verdict in row.verdicts]
+    there = {name for verdict in verdicts if verdict.why != NO_RUNS for name in verdict.figures}
+    needs = [need for verdict in verdicts if verdict.why == NO_RUNS for need in verdict.needs]
+    return [
+        f"no runs of {', '.join(name for name in need.figures if name not in there)}; train: {need.command}"
+        for need in merged([*empty, *needs])
+    ]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, and behind it a line each verdict."""
+    shown = columns(rows)
+    lines = [f"| claim | {' | '.join(shown)} | counted |", "|---" * (len(shown) + 2) + "|"]
+    for row in rows:
+        marks = {v.column: mark(v) for v in row.verdicts}
+        lines.append(f"| {row.id} | {' | '.join(marks.get(column, '') for column in shown)} | {row.counted} |")
+    lines += ["", LEGEND, ""]
+    for row in rows:
+        lines.append(f"- **{row.id}** {row.text}")
+        for verdict in (v for v in row.verdicts if v.why != NO_RUNS):
+            lines.append(f"    - {verdict.column}: **{verdict.state}**. {verdict.reason} Asks: {verdict.criterion}")
+            lines += [f"        - {part.label}: {told(part)}; {' '.join(part.keys)}" for part in verdict.parts]
+    return "\n".join([*lines, "", *no_runs(rows)])
+
+
+def frames(scales: Mapping[str, Sequence[Row]]) -> dict[str, pd.DataFrame]:
+    """The table of all scales, `claims`, and what is behind each verdict, `verdicts`: a row a part."""
+    shown = dict.fromkeys(column for rows in scales.values() for column in columns(rows))
+    claims, verdicts = [], []
+    for scale, rows in scales.items():
+        for row in rows:
+            marks = {v.column: mark(v) for v in row.verdicts}
+            start = {"scale": scale, "claim": row.id}
+            claims.append(start | {c: marks.get(c, "") for c in shown} | {"counted": row.counted, "text": row.text})
+            verdicts += [start | line for verdict in row.verdicts for line in _records(verdict)]
+    return {"claims": pd.DataFrame(claims), "verdicts": pd.DataFrame(verdicts)} if claims else {}
+
+
+def _records(verdict: Verdict) -> list[dict[str, object]]:
+    whole = {"figures": verdict.column, **{n: getattr(verdict, n) for n in ("state", "why", "reason", "criterion")}}
+    fields = ("label", "effect", "low", "high", "seeds")
+    parts = verdict.parts or (Part("", verdict.state),)
+    return [whole | {n: getattr(p, n) for n in fields} | {"keys": " ".join(p.keys)} for p in parts]

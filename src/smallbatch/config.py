@@ -284,7 +284,7 @@ def register() -> None:
     store.store(name="config_schema", node=config)
     networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW)
     data = (Data, ArraysData, DigitsData, FolderData)
-    for node in (*networks, *data, *optimizers, Machine, Figure, Scale):
+    for node in (*networks, *data, *optimizers, Figure):
         store.store(group="schema", name=node.__name__.lower(), node=node)
 
 

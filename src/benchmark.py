@@ -175,17 +175,15 @@ def wandb(data: Path, rounds: int) -> None:
     import wandb
 
     from smallbatch.compose import compose
-    from smallbatch.run import make_run
     from smallbatch.tracking import live
-    from smallbatch.training.fit import train
+    from train import train
 
     def run(seed: int, logger: str) -> tuple[float, float, float]:
         """Seconds: wall, processor of this thread, processor of the others."""
         words = [f"data.root={data.parent}", f"store={data.parent}/{logger}/runs", f"logger={logger}", f"seed={seed}"]
         cfg = compose(["batch_size=2", "epochs=2", "progress=false", "machine.accelerator=cpu", *words])
-        made = make_run(cfg)
         wall, process, thread = time.perf_counter(), time.process_time(), time.thread_time()
-        train(made, cfg, say=lambda line: None)
+        train(cfg, say=lambda line: None)
         wall, thread = time.perf_counter() - wall, time.thread_time() - thread
         if logger == "wandb":
             live._worker().drain()
@@ -244,12 +242,12 @@ def _in_turns(data: Path, model: str, m: int, images: int, epochs: int) -> tuple
 
 
 def _rows(data: Path, model: str, m: int, images: int, epochs: int) -> list[dict[str, float]]:
-    from smallbatch.training.fit import train
+    from train import train
 
-    cfg, run = _config(data, model, m, images, epochs)
+    cfg, _ = _config(data, model, m, images, epochs)
     with tempfile.TemporaryDirectory() as temporary:
         cfg.store = temporary
-        return train(run, cfg, say=print).record.rows
+        return train(cfg, say=print)[0].rows
 
 
 def _hand_loop(data: Path, model: str, m: int, images: int) -> Callable[[], None]:

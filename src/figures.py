@@ -4,13 +4,11 @@
     python src/figures.py figure=fig01 scale=reduced  # one of them
     python src/figures.py model=alexnet data=digits   # the runs that match, whatever grid they came from
 
-With figure=… or scale=…, further key=value change the runs as they do for train.py. Without, they choose runs by
-the columns of `python src/runs.py list`. Writes PNG and SVG; without words, or with scale=… alone, also the
-claims (claims.json) and a page of everything (index.html). With logger=wandb all this goes to a Weights & Biases
-project too; with source=wandb the runs come from one instead of the store.
+Words are settings: with figure=… or scale=… they change the figures' runs as they do for train.py, without they say
+which settings the runs have. Writes PNG and SVG; without words, or with scale=… alone, also the claims (claims.json)
+and a page of everything (index.html). With logger=wandb all this goes to a Weights & Biases project too.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
@@ -19,45 +17,43 @@ from textwrap import shorten
 
 import pandas as pd
 
-from smallbatch import store
+from smallbatch import cli, store
 from smallbatch.claims.judge import Verdict, judge
-from smallbatch.cli import command, refuse_store
-from smallbatch.compose import compose
+from smallbatch.compose import parse_words
 from smallbatch.config import ConfigError, LoggerKind, NotYet
 from smallbatch.figures import draw, panels
 from smallbatch.figures import page as report
-from smallbatch.figures.collect import Asked, FigureRuns, gather
+from smallbatch.figures.collect import Asked, FigureRuns, gather, names_figures
 from smallbatch.figures.page import Picture
 from smallbatch.files import write_text
 from smallbatch.store import Ended, Record
-from smallbatch.table import differences, parse_choice, select, table
+from smallbatch.table import differences, keep, select, table
 from smallbatch.tracking import project
-from smallbatch.tracking.live import Place, settled
+from smallbatch.tracking.live import Place, WandbError, settled
 
 MOST_NAMED = 20  # missing runs of one figure
 
 
 def main() -> None:
     """Draw what was asked for; a wrong use is one line and exit status 1."""
-    parser = command(__doc__)
+    parser = cli.parser(__doc__)
+    cli.add_words(parser)
+    cli.add_where(parser)
+    parser.add_argument("--source", choices=["store", "wandb"], default="store", help="where the runs are read from")
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="pictures (default: %(default)s)")
-    arguments = parser.parse_args()
-    settings = [word for word in arguments.words if word.startswith(("logger=", "wandb."))]
-    words = [word for word in arguments.words if word not in settings and not word.startswith("source=")]
-    try:
-        refuse_store(words)
-        cfg = compose([*settings, f"store={arguments.store}"])
-        records = _records(arguments, Place.of(cfg))
+    arguments = parser.parse_intermixed_args()
+    with cli.one_line_errors():
+        words, cfg = cli.sort(arguments.words)
+        folders, place = Path(cfg.store), Place.of(cfg)
+        records = keep(_from_wandb(place) if arguments.source == "wandb" else store.ended(folders), arguments.where)
         if not records and words != ["figure=sgd_paths"]:
-            raise ConfigError(f"no ended runs in {arguments.store}; train some with `python src/train.py -m …`")
-        if words and not any(word.startswith(("figure=", "scale=")) for word in words):
-            drawn = _draw_chosen(words, records, arguments.out)
+            raise ConfigError(f"no ended runs in {folders} that match; train some with `python src/train.py -m …`")
+        if names_figures(words) or not words:
+            drawn = _draw_figures(words, Ended(records), folders, arguments.out)
         else:
-            drawn = _draw_figures(words, Ended(records), arguments)
+            drawn = _draw_chosen(words, records, arguments.out)
         if cfg.logger is LoggerKind.wandb:
-            _log(drawn, table(records.values()), Place.of(cfg))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+            _log(drawn, table(records.values()), place)
 
 
 @dataclass(frozen=True)
@@ -69,24 +65,14 @@ class Drawn:
     page: Path | None = None
 
 
-def _records(arguments: argparse.Namespace, place: Place) -> dict[str, Record]:
-    """The ended runs of the store, or with source=wandb of a W&B project. Raises ConfigError."""
-    source = next((word.partition("=")[2] for word in arguments.words if word.startswith("source=")), "store")
-    if source not in ("store", "wandb"):
-        raise ConfigError(f"source={source}: choose store or wandb")
-    if source == "store":
-        return store.ended(arguments.store)
+def _from_wandb(place: Place) -> dict[str, Record]:
+    """The ended runs of a W&B project. Raises ConfigError, and WandbError where W&B fails."""
     try:
         return project.records(place)
     except ConfigError:
         raise
     except Exception as error:  # of many kinds
-        raise _from_wandb(error) from None
-
-
-def _from_wandb(error: Exception) -> ConfigError:
-    """What W&B raised, in one line."""
-    return ConfigError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}")
+        raise WandbError(error) from None
 
 
 def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
@@ -111,10 +97,10 @@ def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
         where = project.add_figures(place, drawn.paths, tables, drawn.page)
         print(where if place.mode == "online" else f"W&B: offline; upload with `wandb sync {where}`")
     except Exception as error:  # of many kinds; the files are there whatever W&B does
-        raise _from_wandb(error) from None
+        raise WandbError(error) from None
 
 
-def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace) -> Drawn:
+def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> Drawn:
     """The figures that the words name, or all, at every scale that has runs. Raises ConfigError if none has."""
     asked = Asked.of(words)
     pictures: dict[str, Picture] = {}
@@ -122,7 +108,7 @@ def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace)
     problems: dict[str, None] = {}
     for scale in asked.scales:
         gathered, wrong = gather(asked, scale, ended)
-        paths += _draw_scale(asked, scale, gathered, arguments.out, pictures, wrong)
+        paths += _draw_scale(asked, scale, gathered, out, pictures, wrong)
         if wrong and asked.by_name and len(asked.scales) == 1:
             raise ConfigError("; ".join(map(str, wrong)))
         problems |= dict.fromkeys(str(problem) for problem in wrong if not isinstance(problem, NotYet))
@@ -140,7 +126,7 @@ def _draw_figures(words: list[str], ended: Ended, arguments: argparse.Namespace)
     if others and not words:
         text = "1 run belongs" if len(others) == 1 else f"{len(others)} runs belong"
         print(f"{text} to no figure; choose such by the columns of `python src/runs.py list`, as in model=… data=…")
-    page = _conclude(list(pictures.values()), verdicts, ended, arguments)
+    page = _conclude(list(pictures.values()), verdicts, ended, folders, out)
     return Drawn(paths, verdicts, page)
 
 
@@ -188,7 +174,7 @@ def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str],
 
 
 def _conclude(
-    pictures: list[Picture], verdicts: dict[str, list[Verdict]], ended: Ended, arguments: argparse.Namespace
+    pictures: list[Picture], verdicts: dict[str, list[Verdict]], ended: Ended, folders: Path, out: Path
 ) -> Path:
     """Print the claims, and write them and the page."""
     for scale, judged in verdicts.items():
@@ -198,16 +184,16 @@ def _conclude(
             if verdict.reason:
                 print(f"{'':19} {shorten(verdict.reason, 140, placeholder=' … (see the page)')}")
     claims = {scale: [asdict(verdict) for verdict in judged] for scale, judged in verdicts.items()}
-    write_text(arguments.out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
-    page: Path = arguments.out / "index.html"
-    report.write(page, arguments.store, list(ended.records.values()), pictures, verdicts)
-    print(f"\n{arguments.out / 'claims.json'}\n{page}")
+    write_text(out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
+    page: Path = out / "index.html"
+    report.write(page, folders, list(ended.records.values()), pictures, verdicts)
+    print(f"\n{out / 'claims.json'}\n{page}")
     return page
 
 
 def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Drawn:
     """The runs whose columns match. Raises ConfigError if they differ in more than a sweep varies."""
-    frame = select(table(records.values()), parse_choice(words), ("figure", "scale", "source", "logger"))
+    frame = select(table(records.values()), parse_words(words)[0])
     if frame.empty:
         raise ConfigError(f"no run matches {' '.join(words)}")
     if frame["setting"].nunique() > 1:

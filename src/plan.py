@@ -13,10 +13,11 @@ their price.
 import platform
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from smallbatch import store
-from smallbatch.cli import command, refuse_store
+from smallbatch import cli, store
+from smallbatch.compose import parse_words
 from smallbatch.config import ConfigError
 from smallbatch.data import describe, published
 from smallbatch.data.sources import PUBLISHED
@@ -45,16 +46,14 @@ class Row:
 
 def main() -> None:
     """Print the table; a wrong use is one line and exit status 1."""
-    arguments = command(__doc__, "+").parse_args()
-    given = [word for word in arguments.words if not word.startswith("hydra")]  # how to launch, of train.py
-    prices = Prices(arguments.store.parent / "calibration.json", lambda line: print(line, file=sys.stderr))
-    try:
-        refuse_store(given)
-        plan(given, Ended(store.ended(arguments.store)), prices)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; what was measured is kept")
+    parser = cli.parser(__doc__)
+    cli.add_words(parser, "+")
+    arguments = parser.parse_intermixed_args()
+    with cli.one_line_errors():
+        words, cfg = cli.sort(arguments.words)
+        folders = Path(cfg.store)
+        prices = Prices(folders.parent / "calibration.json", lambda line: print(line, file=sys.stderr))
+        plan(words, Ended(store.ended(folders)), prices)
 
 
 def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
@@ -88,7 +87,7 @@ def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
 
 def _lines(arguments: list[str]) -> list[tuple[str, list[str]]]:
     """The command line of each figure that trains something, or the one of a grid without figures."""
-    given = [n for word in arguments if word.startswith("figure=") for n in word.partition("=")[2].split(",")]
+    given = parse_words(arguments)[0].get("figure", [])
     rest = [word for word in arguments if not word.startswith("figure=")]
     names = [name for name in figure_names(given) if figure_config(name).scales]
     if given and not names:

@@ -1,7 +1,7 @@
 """Upload ended runs to Weights & Biases from their folders: what is not there yet, each once.
 
     python src/publish.py                                          # all of them
-    python src/publish.py model=alexnet batch_size=2,8             # those that match
+    python src/publish.py model=alexnet batch_size=2,8             # those with these settings, or figure=… scale=…
     python src/publish.py wandb.project=mine wandb.group=fig01     # elsewhere, or under other words
 
 It is all the same whether a run was trained offline, with W&B away, or without W&B.
@@ -12,47 +12,42 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from smallbatch import lock, store
-from smallbatch.cli import command, refuse_store
-from smallbatch.compose import compose
-from smallbatch.config import ConfigError
+from smallbatch import cli, lock, store
+from smallbatch.config import ConfigError, one_line
+from smallbatch.figures.collect import chosen
 from smallbatch.store import DamagedRun, Record
-from smallbatch.table import parse_choice, select, table
+from smallbatch.table import keep
 from smallbatch.tracking import live
 
 
 def main() -> None:
     """Upload what was asked for. Exit status 1 if something is left."""
-    arguments = command(__doc__).parse_args()
-    settings = [word for word in arguments.words if word.startswith("wandb.")]
-    where = [word for word in arguments.words if word not in settings]
-    try:
-        refuse_store(arguments.words)
-        cfg = compose([*settings, "wandb.mode=online", f"store={arguments.store}"])
+    parser = cli.parser(__doc__)
+    cli.add_words(parser)
+    cli.add_where(parser)
+    arguments = parser.parse_intermixed_args()
+    with cli.one_line_errors():
+        words, cfg = cli.sort([*arguments.words, "wandb.mode=online"])
+        records = _chosen(Path(cfg.store), words, arguments.where)
         place = live.settled(live.Place.of(cfg), print)
-        records = _chosen(arguments.store, where)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    given = {word.removeprefix("wandb.").partition("=")[0] for word in settings}
-    failed = _publish(records, place, given)
-    if failed:
-        sys.exit(f"error: {failed} not uploaded; the same command goes on with them")
+        given = {word.removeprefix("wandb.").partition("=")[0] for word in arguments.words if word.startswith("wandb.")}
+        failed = _publish(records, place, given)
+        if failed:
+            sys.exit(f"error: {failed} not uploaded; the same command goes on with them")
 
 
-def _chosen(folders: Path, where: list[str]) -> dict[Path, Record]:
-    """The sound ended runs, failed ones too, that match. Raises ConfigError if there are none."""
-    found = {}
+def _chosen(folders: Path, words: list[str], where: str | None) -> dict[Path, Record]:
+    """The sound ended runs, failed ones too, that are meant. Raises ConfigError if there are none."""
+    found: dict[str, tuple[Path, Record]] = {}
     for path, record in store.read_all(folders):
         if isinstance(record, DamagedRun):
             print(f"damaged, left out: {record}", file=sys.stderr)
         elif record:
             found[record.run.key] = (path, record)
-    frame = table(record for _, record in found.values())
-    if found:
-        frame = select(frame, parse_choice(where))
-    if frame.empty:
+    records = chosen(words, keep({key: record for key, (_, record) in found.items()}, where))
+    if not records:
         raise ConfigError(f"no ended runs in {folders} that match")
-    return dict(found[key] for key in frame["key"])
+    return dict(found[record.run.key] for record in records)
 
 
 def _publish(records: dict[Path, Record], place: live.Place, given: set[str]) -> int:
@@ -60,14 +55,14 @@ def _publish(records: dict[Path, Record], place: live.Place, given: set[str]) ->
     uploaded = failed = 0
     for path, record in tqdm(records.items(), unit="run", disable=None):
         there = live.noted_place(path, place, given)
-        if lock.claimed(path) or live.is_uploaded(path, record, there):
+        if lock.holder(path) or live.is_uploaded(path, record, there):
             continue
         try:
             live.publish(path, record, there)
             uploaded += 1
         except Exception as error:  # wandb's are of many kinds
             failed += 1
-            tqdm.write(f"{record.run.label}: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
+            tqdm.write(f"{record.run.label}: {one_line(error)}", file=sys.stderr)
             if not live.answers():
                 failed += len(records) - uploaded - failed
                 break

@@ -8,18 +8,17 @@ the figure's runs, and the commands that make them. Without a login it prints wh
 It needs: pip install wandb-workspaces
 """
 
-import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from smallbatch import store
+from smallbatch import cli, store
 from smallbatch.claims.judge import judge
-from smallbatch.cli import command, refuse_store
-from smallbatch.compose import compose
 from smallbatch.config import ConfigError
 from smallbatch.figures.collect import Asked, gather
 from smallbatch.store import Ended
-from smallbatch.tracking.live import Place, login
+from smallbatch.table import keep
+from smallbatch.tracking.live import Place, WandbError, login
 
 
 @dataclass(frozen=True)
@@ -37,21 +36,20 @@ class Section:
 
 def main() -> None:
     """Create the report, or print it where nobody is logged in."""
-    arguments = command(__doc__).parse_args()
-    settings = [word for word in arguments.words if word.startswith("wandb.")]
-    try:
-        refuse_store(arguments.words)
-        place = Place.of(compose([*settings, f"store={arguments.store}"]))
-        asked = Asked.of([word for word in arguments.words if word not in settings])
-        parts, claims = contents(asked, Ended(store.ended(arguments.store)))
+    parser = cli.parser(__doc__)
+    cli.add_words(parser)
+    cli.add_where(parser)
+    arguments = parser.parse_intermixed_args()
+    with cli.one_line_errors():
+        words, cfg = cli.sort(arguments.words)
+        place = Place.of(cfg)
+        parts, claims = contents(Asked.of(words), Ended(keep(store.ended(Path(cfg.store)), arguments.where)))
         if not parts:
-            raise ConfigError(f"no figure has runs in {arguments.store}")
+            raise ConfigError(f"no figure has runs in {cfg.store}")
         known, server = login()
         if known:
             print(_created(place, parts, claims))
             return
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
     print(f"no login for {server}; a report in project {place.project} would have these sections:")
     print("\n".join([*claims, *map(str, parts)]))
 
@@ -60,7 +58,7 @@ def contents(asked: Asked, ended: Ended) -> tuple[list[Section], list[str]]:
     """A section for each figure and scale that has runs, and the claims, a Markdown line each."""
     sections, claims = [], []
     for scale in asked.scales:
-        gathered, _ = gather(asked, scale, ended)
+        gathered, wrong = gather(asked, scale, ended)
         there = [gathered[name] for name in asked.figures if name in gathered and len(gathered[name].frame)]
         for runs in there:
             command = " ".join([f"python src/train.py -m figure={runs.name} scale={scale}", *asked.rest])
@@ -69,16 +67,18 @@ def contents(asked: Asked, ended: Ended) -> tuple[list[Section], list[str]]:
             sections.append(Section(title, command, keys, len(keys) + len(runs.missing)))
         if there and not asked.by_name:
             claims += [f"- {v.id}, scale {scale}: **{v.verdict}**. {v.text}. {v.reason}" for v in judge(gathered)]
+        if asked.by_name and wrong:
+            raise wrong[0]
     return sections, claims
 
 
 def _created(place: Place, parts: list[Section], claims: list[str]) -> str:
-    """The address of the report, created. Raises ConfigError if W&B does not take it."""
+    """The address of the report, created. Raises WandbError if W&B does not take it."""
     report = _build(place, parts, claims)
     try:
         return str(report.save().url)
     except Exception as error:  # of many kinds
-        raise ConfigError(f"W&B: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise WandbError(error) from None
 
 
 def _build(place: Place, parts: list[Section], claims: list[str]) -> Any:

@@ -1,98 +1,106 @@
 """List, check, export and import finished runs.
 
-python src/runs.py list model=alexnet batch_size=2,8
+python src/runs.py list model=alexnet batch_size=2,8 --where "score > 0.5"
 python src/runs.py check
-python src/runs.py export runs.jsonl model=alexnet
-python src/runs.py import runs.jsonl
+python src/runs.py export runs.jsonl.gz figure=fig01 scale=reduced
+python src/runs.py import runs.jsonl.gz store=elsewhere
+
+Words are settings that the runs have, or name figures; store=FOLDER is another folder of runs than outputs/runs.
 """
 
-import argparse
 import gzip
 import sys
 import zlib
 from pathlib import Path
 
-from smallbatch import lock, store
+from smallbatch import cli, lock, store
 from smallbatch.config import ConfigError
 from smallbatch.files import replacing
 from smallbatch.store import DamagedRun, Record
 
 
 def main() -> None:
-    """Dispatch to one of the commands; a wrong use is one line and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("list", "print ended runs as a table"), ("check", "verify every run folder")):
-        commands.add_parser(name, help=text)
-    commands.add_parser("export", help="write ended runs to one file (.jsonl or .jsonl.gz)")
-    commands.add_parser("import", help="add runs from such a file; what is there already is kept")
-    for name in ("export", "import"):
-        commands.choices[name].add_argument("file", type=Path)
-    for name in ("list", "export"):
-        commands.choices[name].add_argument("where", nargs="*", help="column=value[,value…] to choose runs")
-    arguments = parser.parse_args()
-    command = {"list": _list, "check": _check, "export": _export, "import": _import}[arguments.command]
-    try:
-        command(arguments)
-    except (ConfigError, DamagedRun, OSError) as error:
-        sys.exit(f"error: {error}")
+    """Dispatch to one of the commands."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("command", choices=["list", "check", "export", "import"])
+    parser.add_argument("words", nargs="*", metavar="FILE key=value", help=cli.WORDS)
+    cli.add_where(parser)
+    given = parser.parse_intermixed_args()
+    with cli.one_line_errors():
+        needs_file = given.command in ("export", "import")
+        file = _file(given.command, given.words) if needs_file else Path()
+        words, cfg = cli.sort(given.words[needs_file:])
+        folders = Path(cfg.store)
+        if given.command in ("check", "import") and (words or given.where):
+            raise ConfigError(f"{given.command} takes all runs; leave out {words[0] if words else '--where'}")
+        if given.command == "check":
+            check(folders)
+        elif given.command == "import":
+            add(file, folders)
+        elif given.command == "list":
+            show(chosen(folders, words, given.where))
+        else:
+            export(file, chosen(folders, words, given.where))
 
 
-def chosen(folders: Path, where: list[str]) -> list[Record]:
-    """The ended, sound runs of a store that match `column=value[,value…]`; damaged ones are reported."""
-    from smallbatch.table import parse_choice, select, table
-
-    records = store.ended(folders)
-    frame = table(records.values())
-    if frame.empty:
-        return []
-    return [records[key] for key in select(frame, parse_choice(where))["key"]]
+def _file(command: str, words: list[str]) -> Path:
+    """The first word. Raises ConfigError."""
+    if not words or ("=" in words[0] and "/" not in words[0]):
+        raise ConfigError(f"{command} needs a file first: python src/runs.py {command} runs.jsonl.gz")
+    return Path(words[0])
 
 
-def _list(arguments: argparse.Namespace) -> None:
+def chosen(folders: Path, words: list[str], where: str | None) -> list[Record]:
+    """The ended, sound runs that are meant; damaged ones are reported. Raises ConfigError if there is none."""
+    from smallbatch.figures.collect import chosen
+    from smallbatch.table import keep
+
+    records = chosen(words, keep(store.ended(folders), where))
+    if not records:
+        raise ConfigError(f"no ended runs in {folders} that match")
+    return records
+
+
+def show(records: list[Record]) -> None:
+    """Print a table."""
     from smallbatch.table import listing, table
 
-    records = chosen(arguments.store, arguments.where)
-    if not records:
-        sys.exit(f"no ended runs in {arguments.store} that match")
     print(listing(table(records)).to_string(index=False))
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def check(folders: Path) -> None:
+    """Read every run folder and count what is there. Exit status 1 if one is damaged."""
     states = dict.fromkeys((*store.ENDED, "failed", "not ended", "damaged"), 0)
-    for path, record in store.read_all(arguments.store):
+    for path, record in store.read_all(folders):
         state = "damaged" if isinstance(record, DamagedRun) else record.result["status"] if record else "not ended"
         states[state] += 1
         if state == "damaged":
             print(record)
         elif state == "not ended":
-            print(f"{path}: {'in training' if lock.claimed(path) else 'cut off; the same command goes on'}")
+            print(f"{path}: {'in training' if lock.holder(path) else 'cut off; the same command goes on'}")
     print(", ".join(f"{count} {state}" for state, count in states.items() if count) or "no runs")
     sys.exit(1 if states["damaged"] else 0)
 
 
-def _export(arguments: argparse.Namespace) -> None:
-    records = chosen(arguments.store, arguments.where)
-    if not records:
-        sys.exit(f"no ended runs in {arguments.store} that match")
+def export(file: Path, records: list[Record]) -> None:
+    """Write runs to a file, in one step; the same runs give the same file."""
     data = store.export(records).encode()
-    arguments.file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(arguments.file) as temporary:
-        # No time stamp inside, so that the same runs give the same file.
-        temporary.write_bytes(gzip.compress(data, mtime=0) if arguments.file.suffix == ".gz" else data)
-    print(f"{len(records)} runs → {arguments.file}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)  # no time stamp inside
+    print(f"{len(records)} runs → {file}")
 
 
-def _import(arguments: argparse.Namespace) -> None:
-    data = arguments.file.read_bytes()
+def add(file: Path, folders: Path) -> None:
+    """Add the runs of a file to a store. Raises ConfigError for a file that is damaged, and adds nothing."""
+    data = file.read_bytes()
     try:
-        text = (gzip.decompress(data) if arguments.file.suffix == ".gz" else data).decode()
+        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
         records = store.parse_export(text)
-    except (EOFError, zlib.error, UnicodeDecodeError, DamagedRun) as error:
-        raise ConfigError(f"{arguments.file}: {error}") from None
-    added = sum(store.add(arguments.store, record) for record in records)
-    print(f"{added} runs added to {arguments.store}, {len(records) - added} were there already")
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, DamagedRun) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    added = sum(store.add(folders, record) for record in records)
+    print(f"{added} runs added to {folders}, {len(records) - added} were there already")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,83 @@
-"""Train one run, or a grid of runs with -m. See README.md, or `python src/train.py --help`."""
+"""Train one run, or a grid of runs with -m. See README.md, or `python src/train.py --help`.
+
+`train` tells the story of a run: config, run, data, network, training, record.
+"""
 
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import lock, store
 from smallbatch.cli import keep_interrupts
 from smallbatch.compose import plain_errors
 from smallbatch.config import ConfigError, register
+from smallbatch.files import disk_error
 from smallbatch.run import make_run
+from smallbatch.store import Record
 
 register()
 keep_interrupts()
+
+
+def train(cfg: DictConfig, say: Callable[[str], None]) -> tuple[Record, bool]:
+    """See to it that the store has the run of a config. Its record, and whether it was there already.
+
+    `say` gets one-line notices. An error in training is a record with status `failed`. Raises ConfigError before
+    anything is written, Busy if another process trains the run, KeyboardInterrupt on Ctrl-C.
+    """
+    # The run is all of the config that decides its numbers. Its key names its folder.
+    run = make_run(cfg)
+    path = store.folder(Path(cfg.store), run)
+    if not cfg.overwrite and (record := store.done(path, say)):
+        store.tidy(path)
+        return record, True
+
+    # These import torch, which takes seconds: wrong configs and finished runs do without.
+    import torch
+
+    from smallbatch.data import describe, load
+    from smallbatch.tracking import live
+    from smallbatch.training import fit
+    from smallbatch.training.module import SmallBatch, trial
+
+    torch.set_num_threads(cfg.machine.threads)
+    torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times
+
+    # The images, and whether the network takes them.
+    images = load(describe(OmegaConf.to_container(cfg.data, resolve=True)), cfg.machine.workers)  # type: ignore[arg-type]
+    trial(run, images)
+    live.require_login(cfg)
+
+    # From here on the run is ours, and nobody else touches its folder.
+    with lock.hold(path):
+        if not cfg.overwrite and (record := store.done(path)):  # it may have ended just now
+            return record, True
+        store.begin(path, run, afresh=cfg.overwrite)
+        checkpoint = fit.usable_checkpoint(path, run, say)
+
+        # Lightning trains. After each epoch the checkpoint and the rows are saved, and W&B gets the rows.
+        with live.followed(run, path, cfg, say) as follow:
+            module, error = None, ""
+            try:
+                module = SmallBatch(run, images)
+                fit.fit(module, fit.KeepRun(path, follow), checkpoint, cfg)
+            except Exception as caught:  # a user's network may raise what it likes: its run has failed, that is all
+                error = f"{type(caught).__name__}: {caught}".splitlines()[0]
+                (path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+
+            # The record: rows and result. From then on the run is done, unless it failed.
+            rows = module.rows if module else []
+            status = "failed" if error else "diverged" if module and module.diverged else "finished"
+            result = fit.result(run, images, rows, status, cfg) | ({"error": error} if error else {})
+            store.write_result(path, run, rows, result)
+            if not error:
+                (path / store.CHECKPOINT).unlink(missing_ok=True)
+    return Record(run, rows, result), False
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -22,19 +85,12 @@ def main(cfg: DictConfig) -> None:
     """One run, alone or as a point of a grid; a point only leaves its record."""
     alone = not cfg.grid_point
     try:
-        if cfg.figure:
-            name = cfg.figure.name
-            if name != "all" and not cfg.figure.scales:
-                raise ConfigError(f"figure={name} trains nothing: python src/figures.py figure={name}")
-            raise ConfigError(f"figure={name} is a grid: python src/train.py -m figure={name}")
-        if cfg.scale.name != "paper":
-            raise ConfigError(f"scale={cfg.scale.name} belongs to figures: python src/train.py -m figure=… scale=…")
-        run = make_run(cfg)
-        from smallbatch.training import fit  # heavy, and of no use to a wrong config
-
-        outcome = fit.train(run, cfg, say=lambda line: print(line, file=sys.stderr))
+        _refuse_grids(cfg)
+        record, before = train(cfg, say=lambda line: print(line, file=sys.stderr))
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # of the store: it is full, or belongs to someone else
+        sys.exit(f"error: {disk_error(error, Path(cfg.store))}")
     except KeyboardInterrupt:
         if not alone:
             raise
@@ -42,10 +98,20 @@ def main(cfg: DictConfig) -> None:
     except lock.Busy as busy:
         if alone:
             sys.exit(f"error: {busy}")
-        return
+        return  # the grid comes back to it
     if alone:
-        print(store.summary(outcome.record, Path(cfg.store), outcome.skipped))
-        sys.exit(1 if outcome.record.result["status"] == "failed" else 0)
+        print(store.summary(record, Path(cfg.store), before))
+        sys.exit(1 if record.result["status"] == "failed" else 0)
+
+
+def _refuse_grids(cfg: DictConfig) -> None:
+    if cfg.figure:
+        name = cfg.figure.name
+        if name != "all" and not cfg.figure.scales:
+            raise ConfigError(f"figure={name} trains nothing: python src/figures.py figure={name}")
+        raise ConfigError(f"figure={name} is a grid: python src/train.py -m figure={name}")
+    if cfg.scale.name != "paper":
+        raise ConfigError(f"scale={cfg.scale.name} belongs to figures: python src/train.py -m figure=… scale=…")
 
 
 if __name__ == "__main__":

@@ -76,11 +76,11 @@ def test_rows_are_chosen_by_values_as_typed(folder):
     assert len(select(frame, {"batch_size": ["2", "8"], "data.augment": ["false"]})) == 8
     with pytest.raises(ConfigError, match=r"^batch_size=4: no run has that; there is 2, 32, 8$"):
         select(frame, {"batch_size": ["4"]})
-    with pytest.raises(ConfigError, match=r"no such column; did you mean batch_size\?$"):
+    with pytest.raises(ConfigError, match=r"no such setting; did you mean batch_size\?$"):
         select(frame, {"batchsize": ["4"]})
-    with pytest.raises(ConfigError, match=r"did you mean source\?"):
-        select(frame, {"sorce": ["wandb"]}, ("source",))
-    with pytest.raises(ConfigError, match=r"they have base_lr, batch_size, .*weight_decay$"):
+    with pytest.raises(ConfigError, match=r"^score=0\.5: is a result, no setting; choose by --where, as score > …$"):
+        select(frame, {"score": ["0.5"]})
+    with pytest.raises(ConfigError, match=r"they have model, .*base_lr, .*weight_decay"):
         select(frame, {"xyzzy": ["4"]})
 
 
@@ -120,7 +120,7 @@ def test_a_figure_shows_each_curve_and_puts_diverged_points_below_chance_without
 
 
 def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder, points, tmp_path, command):
-    words = ["--store", folder, "--out", tmp_path / "out", *GRID, "seed=0,1", "data.root=" + str(tmp_path / "data")]
+    words = [f"store={folder}", "--out", tmp_path / "out", *GRID, "seed=0,1", "data.root=" + str(tmp_path / "data")]
     status, output = command(figures_command, *words)
     assert status == 0
     assert f"missing: {points[-1].run.label}" in output
@@ -132,20 +132,20 @@ def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder,
 
 
 def test_a_plain_command_tells_of_runs_that_no_figure_has(folder, tmp_path, command):
-    words = ["--store", folder, "--out", tmp_path / "out"]
+    words = [f"store={folder}", "--out", tmp_path / "out"]
     assert "no figure" not in command(figures_command, *words)[1]
     write(folder, expand(["batch_size=2", "base_lr=2**-9", "data.train_size=100"]).points[0], 0.4)
     assert "1 run belongs to no figure" in command(figures_command, *words)[1]
 
 
 def test_drawing_needs_no_data_and_makes_none(folder, tmp_path, command):
-    words = ["--store", folder, "--out", tmp_path / "out", *GRID, "seed=0,1", f"data.root={tmp_path / 'nowhere'}"]
+    words = [f"store={folder}", "--out", tmp_path / "out", *GRID, "seed=0,1", f"data.root={tmp_path / 'nowhere'}"]
     assert command(figures_command, *words)[0] == 0
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command):
-    status, output = command(figures_command, "--store", folder, "--out", tmp_path / "out")
+    status, output = command(figures_command, f"store={folder}", "--out", tmp_path / "out")
     assert status == 0
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert names == {"fig01-smoke", "fig15-smoke", "fig16-smoke", "sgd_paths"}
@@ -161,7 +161,7 @@ def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command
 def test_a_changed_figure_has_a_file_and_a_title_of_its_own(folder, tmp_path, command):
     changed = expand(["figure=fig01", "scale=smoke", "epochs=2", "batch_size=2", "base_lr=2**-9"]).points[0]
     write(folder, changed, 0.4)
-    where = ["--store", folder, "--out", tmp_path / "out", "figure=fig01", "scale=smoke", "epochs=2"]
+    where = [f"store={folder}", "--out", tmp_path / "out", "figure=fig01", "scale=smoke", "epochs=2"]
     assert command(figures_command, *where)[0] == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "fig01-smoke-epochs_2.png", "fig01-smoke-epochs_2.svg"
@@ -170,14 +170,14 @@ def test_a_changed_figure_has_a_file_and_a_title_of_its_own(folder, tmp_path, co
 
 
 def test_a_figure_without_runs_says_how_to_train_it(folder, tmp_path, command):
-    words = ["--store", folder, "--out", tmp_path / "out", *GRID, "epochs=77", "data.root=" + str(tmp_path / "data")]
+    words = [f"store={folder}", "--out", tmp_path / "out", *GRID, "epochs=77", "data.root=" + str(tmp_path / "data")]
     status, _ = command(figures_command, *words)
     assert "python src/train.py -m figure=fig01" in str(status)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_scale_without_runs_leaves_the_page_of_another(folder, tmp_path, command):
-    where = ["--store", folder, "--out", tmp_path / "out"]
+    where = [f"store={folder}", "--out", tmp_path / "out"]
     command(figures_command, *where)
     page = (tmp_path / "out" / "index.html").read_bytes()
     assert "train.py -m figure=all scale=reduced" in str(command(figures_command, *where, "scale=reduced")[0])
@@ -185,12 +185,12 @@ def test_a_scale_without_runs_leaves_the_page_of_another(folder, tmp_path, comma
 
 
 def test_a_misspelt_word_is_named_whatever_the_scale(folder, tmp_path, command):
-    where = ["--store", folder, "--out", tmp_path / "out", "figure=fig01"]
+    where = [f"store={folder}", "--out", tmp_path / "out", "figure=fig01"]
     assert "no setting scal; did you mean scale?" in str(command(figures_command, *where, "scal=smoke")[0])
 
 
 def test_of_several_figures_those_without_runs_are_named(folder, tmp_path, command):
-    where = ["--store", folder, "--out", tmp_path / "out", "scale=smoke"]
+    where = [f"store={folder}", "--out", tmp_path / "out", "scale=smoke"]
     status, output = command(figures_command, *where, "figure=fig01,fig02")
     assert status == 0
     assert "fig02: no runs; train: python src/train.py -m figure=fig02 scale=smoke" in output
@@ -198,7 +198,7 @@ def test_of_several_figures_those_without_runs_are_named(folder, tmp_path, comma
 
 def test_chosen_runs_that_do_not_belong_together_are_refused(folder, tmp_path, command):
     write(folder, expand([*GRID[:2], "batch_size=2", "base_lr=2**-9", "epochs=3"]).points[0], 0.4)
-    where = ["--store", folder, "--out", tmp_path / "out"]
+    where = [f"store={folder}", "--out", tmp_path / "out"]
     status, _ = command(figures_command, *where, "model=alexnet")
     assert "epochs=10,3" in str(status)
     assert command(figures_command, *where, "model=alexnet", "epochs=10")[0] == 0
@@ -208,7 +208,7 @@ def test_runs_that_differ_in_their_bn_batch_are_not_averaged(tmp_path, command):
     words = ["model=alexnet", "norm=batch", "batch_size=8", "base_lr=1/256", "bn_batch_size=2,4,8"]
     for point in expand(words).points:
         write(tmp_path / "runs", point, 0.5)
-    where = ["--store", tmp_path / "runs", "--out", tmp_path / "out"]
+    where = [f"store={tmp_path / 'runs'}", "--out", tmp_path / "out"]
     assert "choose one, as bn_batch_size=… of 2, 4, 8" in str(command(figures_command, *where, "model=alexnet")[0])
     assert command(figures_command, *where, "model=alexnet", "bn_batch_size=4")[0] == 0
 
@@ -219,7 +219,7 @@ def test_a_figure_of_your_own_data_is_of_these_and_no_other(tmp_path, command, w
     words += ["data.train_size=20", "epochs=1"]  # all of them, said as a number
     for point in expand([*words, f"data.path={mine}"]).points:
         write(tmp_path / "runs", point, 0.5)
-    where = ["--store", tmp_path / "runs", "--out", tmp_path / "out", *words]
+    where = [f"store={tmp_path / 'runs'}", "--out", tmp_path / "out", *words]
     assert command(figures_command, *where, f"data.path={mine}")[0] == 0
     assert "no run of" in str(command(figures_command, *where, f"data.path={other}")[0])
     assert "no such file" in str(command(figures_command, *where, "data.path=nothere.npz")[0])
@@ -227,51 +227,50 @@ def test_a_figure_of_your_own_data_is_of_these_and_no_other(tmp_path, command, w
 
 def test_runs_move_to_another_store_through_one_file(folder, tmp_path, command):
     file = tmp_path / "runs.jsonl.gz"
-    assert command(runs_command, "--store", folder, "export", file, "batch_size=2,8")[1].startswith("8 runs")
+    assert command(runs_command, "export", file, f"store={folder}", "batch_size=2,8")[1].startswith("8 runs")
     first = file.read_bytes()
-    command(runs_command, "--store", folder, "export", file, "batch_size=2,8")
+    command(runs_command, "export", file, f"store={folder}", "batch_size=2,8")
     assert file.read_bytes() == first
     other = tmp_path / "other"
-    assert "8 runs added" in command(runs_command, "--store", other, "import", file)[1]
-    assert "0 runs added" in command(runs_command, "--store", other, "import", file)[1]
+    assert "8 runs added" in command(runs_command, "import", file, f"store={other}")[1]
+    assert "0 runs added" in command(runs_command, "import", file, f"store={other}")[1]
     assert store.ended(other) == {k: r for k, r in store.ended(folder).items() if r.run.batch_size in (2, 8)}
     file.write_bytes(first[:-20])
-    status, _ = command(runs_command, "--store", other, "import", file)
+    status, _ = command(runs_command, "import", file, f"store={other}")
     assert str(file) in str(status)
 
 
 def test_check_counts_and_fails_on_damage(folder, command):
-    status, output = command(runs_command, "--store", folder, "check")
+    status, output = command(runs_command, "check", f"store={folder}")
     assert (status, output.strip()) == (0, "8 finished, 3 diverged")
     damaged = next(iter(folder.iterdir()))
     (damaged / "epochs.csv").write_text("")
-    status, output = command(runs_command, "--store", folder, "check")
+    status, output = command(runs_command, "check", f"store={folder}")
     assert status == 1
     assert str(damaged) in output
 
 
 def test_runs_from_wandb_give_the_same_pictures_as_those_of_the_store(folder, tmp_path, command, monkeypatch):
     words = ["figure=fig01", "scale=smoke"]
-    assert command(figures_command, "--store", folder, "--out", tmp_path / "a", *words)[0] == 0
+    assert command(figures_command, f"store={folder}", "--out", tmp_path / "a", *words)[0] == 0
     places = []
 
     def records(place):
         places.append(place)
         return store.ended(folder)
 
-    monkeypatch.setattr(figures_command.notebook, "records", records)
-    other = ["--store", tmp_path / "none" / "runs", "--out", tmp_path / "b", *words]
-    assert command(figures_command, *other, "source=wandb", "wandb.project=theirs")[0] == 0
+    monkeypatch.setattr(figures_command.project, "records", records)
+    other = [f"store={tmp_path / 'none' / 'runs'}", "--out", tmp_path / "b", *words]
+    assert command(figures_command, *other, "--source", "wandb", "wandb.project=theirs")[0] == 0
     assert [place.project for place in places] == ["theirs"]
     for name in ("fig01-smoke.png", "fig01-smoke.svg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert "choose store or wandb" in str(command(figures_command, *other, "source=elsewhere")[0])
 
 
 def test_what_is_drawn_goes_to_wandb_with_tables_and_page(folder, tmp_path, command, monkeypatch):
     added = []
-    monkeypatch.setattr(figures_command.notebook, "add_figures", lambda *given: added.append(given) or "address")
-    words = ["--store", folder, "--out", tmp_path / "out", "scale=smoke", "logger=wandb", "wandb.mode=offline"]
+    monkeypatch.setattr(figures_command.project, "add_figures", lambda *given: added.append(given) or "address")
+    words = [f"store={folder}", "--out", tmp_path / "out", "scale=smoke", "logger=wandb", "wandb.mode=offline"]
     status, output = command(figures_command, *words)
     assert status == 0
     assert output.splitlines()[-1] == "W&B: offline; upload with `wandb sync address`"
@@ -287,8 +286,8 @@ def test_wandb_s_failure_is_one_line_and_the_files_are_there(folder, tmp_path, c
     def fail(*given):
         raise RuntimeError("no such project\nand more")
 
-    monkeypatch.setattr(figures_command.notebook, "add_figures", fail)
+    monkeypatch.setattr(figures_command.project, "add_figures", fail)
     words = ["figure=fig01", "scale=smoke", "logger=wandb", "wandb.mode=offline"]
-    status, _ = command(figures_command, "--store", folder, "--out", tmp_path / "out", *words)
+    status, _ = command(figures_command, f"store={folder}", "--out", tmp_path / "out", *words)
     assert status == "error: W&B: no such project"
     assert (tmp_path / "out" / "fig01-smoke.png").exists()

@@ -1,8 +1,10 @@
 """`python src/train.py` as a person meets it: output, exit status, what is left on disk."""
 
 import csv
+import multiprocessing
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from smallbatch import lock, store
 
 REPOSITORY = Path(__file__).parents[1]
+FORK = multiprocessing.get_context("forkserver")
 SMALL = ["data.train_size=64", "data.test_size=40", "machine.accelerator=cpu"]
 FRAGILE = """
 from smallbatch.models.alexnet import AlexNet
@@ -51,6 +54,29 @@ def start(root):
     return popen
 
 
+def _command(arguments, out, errors):
+    os.chdir(REPOSITORY)
+    for file, descriptor in ((out, 1), (errors, 2)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.argv = ["src/train.py", *arguments]
+    runpy.run_path("src/train.py", run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def command(root):
+    """`python src/train.py` to its end, forked from a process that has torch already: seconds less than `start`."""
+
+    def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        words = [*arguments, *SMALL, f"data.root={root}/data", f"store={folder}"]
+        files = root / "out", root / "errors"
+        process = FORK.Process(target=_command, args=(words, *files))
+        process.start()
+        process.join(600)
+        return subprocess.CompletedProcess(words, process.exitcode, *(file.read_text() for file in files))
+
+    return run
+
+
 def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     try:
         output, errors = process.communicate(timeout=600)
@@ -72,7 +98,7 @@ def rows(folder: Path, record: store.Record) -> list[dict[str, str]]:
 
 
 def snapshot(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.name.startswith(".")}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if ".locks" not in path.parts}
 
 
 # --- one run
@@ -93,9 +119,9 @@ def test_a_run_prints_one_line_with_status_score_seconds_and_folder(single, root
 
 
 @pytest.mark.parametrize("progress", ["true", "false"])
-def test_the_same_run_again_trains_nothing_and_says_so(single, start, root, progress):
+def test_the_same_run_again_trains_nothing_and_says_so(single, command, root, progress):
     before = snapshot(root / "single")
-    again = end(start(root / "single", "batch_size=8", "base_lr=2**-9", "epochs=2", f"progress={progress}"))
+    again = command(root / "single", "batch_size=8", "base_lr=2**-9", "epochs=2", f"progress={progress}")
     assert again.stdout == single.stdout.replace(": finished,", ": finished before,")
     assert (again.returncode, again.stderr) == (0, "")
     assert snapshot(root / "single") == before
@@ -135,10 +161,10 @@ def test_a_run_in_a_parallel_worker_is_bit_equal_to_one_in_process(grids, root):
         assert len(rows(root / "basic", here[m])) == 2
 
 
-def test_a_finished_grid_again_trains_nothing(grids, start, root):
+def test_a_finished_grid_again_trains_nothing(grids, command, root):
     before = snapshot(root / "basic")
     model = "model._target_=fragile.Fragile"
-    again = end(start(root / "basic", "-m", model, "batch_size=8,16", "base_lr=1/512", "epochs=2", "data.augment=true"))
+    again = command(root / "basic", "-m", model, "batch_size=8,16", "base_lr=1/512", "epochs=2", "data.augment=true")
     assert again.stdout.startswith("2 runs: 2 finished before, 0 to train")
     assert (again.returncode, again.stderr) == (0, "")
     assert snapshot(root / "basic") == before
@@ -147,27 +173,34 @@ def test_a_finished_grid_again_trains_nothing(grids, start, root):
 # --- Ctrl-C
 
 
-def interrupt_at(process: subprocess.Popen[str], folder: Path, pattern: str) -> subprocess.CompletedProcess[str]:
-    """Ctrl-C to the whole group, as a terminal sends it, when a file is there."""
+def signal_at(
+    process: subprocess.Popen[str], folder: Path, pattern: str, what: signal.Signals
+) -> subprocess.CompletedProcess[str]:
+    """A signal to the whole group when a file is there."""
     deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline and not list(folder.glob(pattern)):
         time.sleep(0.01)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, what)
     return end(process)
 
 
-def test_ctrl_c_leaves_a_run_that_the_same_command_goes_on_with(start, tmp_path):
-    command = ["batch_size=8", "epochs=40"]
-    stopped = interrupt_at(start(tmp_path, *command), tmp_path, "*/epochs.csv")
+def interrupt_at(process: subprocess.Popen[str], folder: Path, pattern: str) -> subprocess.CompletedProcess[str]:
+    """Ctrl-C, as a terminal sends it."""
+    return signal_at(process, folder, pattern, signal.SIGINT)
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_goes_on_with(start, command, tmp_path):
+    words = ["batch_size=8", "epochs=40"]
+    stopped = interrupt_at(start(tmp_path, *words), tmp_path, "*/epochs.csv")
     assert stopped.returncode not in (0, None)
     assert stopped.stderr == "interrupted: the same command goes on after the last whole epoch\n"
     assert stopped.stdout == ""
-    (path,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (path,) = (file.parent for file in tmp_path.glob("*/config.json"))
     assert sorted(file.name for file in path.iterdir()) == ["checkpoint.ckpt", "config.json", "epochs.csv"]
     before = (path / "epochs.csv").read_text()
     assert 2 <= before.count("\n") < 40
-    resumed = end(start(tmp_path, *command))
+    resumed = command(tmp_path, *words)
     assert resumed.returncode == 0
     assert len(runs(tmp_path)[8].rows) == 40
     assert (path / "epochs.csv").read_text().startswith(before)  # seconds too: not trained again
@@ -194,7 +227,21 @@ def test_ctrl_c_keeps_a_grids_finished_runs_and_frees_the_rest(interrupted, laun
     assert "Traceback" not in grid.stdout + grid.stderr
     assert grid.stderr.splitlines()[-1] == "interrupted: the same command goes on from here"
     assert {m: record.result["status"] for m, record in runs(folder).items()} == {8: "finished"}
-    assert not any(lock.claimed(path) for path in folder.iterdir())
+    assert not any(lock.holder(path) for path in folder.iterdir())
+
+
+# --- two grids on one store
+
+
+def test_of_two_equal_grids_in_parallel_processes_one_is_killed_and_the_other_trains_all(start, tmp_path):
+    grid = ["-m", "batch_size=8,16", "seed=0,1", "epochs=20", "hydra/launcher=local", "hydra.launcher.n_jobs=2"]
+    first, second = start(tmp_path, *grid), start(tmp_path, *grid)
+    assert signal_at(first, tmp_path, "*/epochs.csv", signal.SIGKILL).returncode == -signal.SIGKILL
+    ended = end(second)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-1] == "4 finished"
+    records = [record for _, record in store.read_all(tmp_path)]
+    assert [len(record.rows) for record in records] == [20] * 4
 
 
 # --- bad input
@@ -223,8 +270,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments", BAD)
-def test_bad_input_gets_one_clear_message_and_writes_no_run(start, tmp_path, arguments):
-    refused = end(start(tmp_path / "runs", *arguments.split()))
+def test_bad_input_gets_one_clear_message_and_writes_no_run(command, tmp_path, arguments):
+    refused = command(tmp_path / "runs", *arguments.split())
     assert refused.returncode not in (0, None)
     assert BAD[arguments] in refused.stderr
     assert refused.stderr.startswith("error: ")

@@ -1,15 +1,74 @@
-"""What all commands share: their words, and Ctrl-C that is not lost."""
+"""What all commands share: one grammar of words, one guard against errors, and Ctrl-C that is not lost.
+
+A word `key=value` means the same everywhere: a setting, as `python src/train.py --help` lists them. Settings of
+`BESIDE` say where runs are and go. All others describe runs: those of a grid, or those in the store that have them.
+"""
 
 import argparse
 import os
 import signal
 import sys
 import threading
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from smallbatch.config import ConfigError
+from omegaconf import DictConfig
 
+from smallbatch.compose import compose
+from smallbatch.config import SmallBatchError
+
+WORDS = "settings; store=FOLDER says where the runs are"
 AGAIN = 0.1  # seconds until a lost interrupt comes again: out of the callback that lost it by then
+# Settings that are no part of a run: how it is trained, kept and followed.
+BESIDE = ("store", "overwrite", "wait", "progress", "logger", "wandb", "machine", "hydra")
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a command."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_words(made: argparse.ArgumentParser, count: str = "*") -> None:
+    """Let a command take words key=value."""
+    made.add_argument("words", nargs=count, metavar="key=value", help=WORDS)
+
+
+def add_where(made: argparse.ArgumentParser) -> None:
+    """Let a command choose runs by what is no setting."""
+    made.add_argument("--where", metavar="QUERY", help='only runs of which this is true, as "score > 0.5" (pandas)')
+
+
+def sort(words: list[str]) -> tuple[list[str], DictConfig]:
+    """The words that describe runs, and the config of the others. Raises ConfigError."""
+    beside = [word for word in words if is_beside(word)]
+    cfg = compose([word for word in beside if not word.startswith("hydra")])  # how to launch, of train.py
+    return [word for word in words if word not in beside], cfg
+
+
+def is_beside(word: str) -> bool:
+    """Whether a word is no part of a run.
+
+    >>> is_beside("machine.threads=2"), is_beside("batch_size=2")
+    (True, False)
+    """
+    return word.partition("=")[0].partition(".")[0].partition("/")[0] in BESIDE
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End with one line and exit status 1 where the user can mend it, 130 on Ctrl-C; no traceback."""
+    try:
+        yield
+    except SmallBatchError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("interrupted; what is done is kept", file=sys.stderr)
+        sys.exit(130)
 
 
 def keep_interrupts() -> None:
@@ -27,18 +86,3 @@ def keep_interrupts() -> None:
             report(lost)
 
     sys.unraisablehook = hook
-
-
-def command(doc: str | None, count: str = "*") -> argparse.ArgumentParser:
-    """The parser of a command on the run folders: `--store`, and `count` words key=value."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("outputs/runs"), help="run folders (default: %(default)s)")
-    parser.add_argument("words", nargs=count, metavar="key=value")
-    return parser
-
-
-def refuse_store(words: list[str]) -> None:
-    """Of a command that is told with --store where the runs are. Raises ConfigError for `store=…`."""
-    for word in words:
-        if word.startswith("store="):
-            raise ConfigError(f"{word}: this command wants it as --store {word.removeprefix('store=')}")

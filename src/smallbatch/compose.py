@@ -11,12 +11,15 @@ from pathlib import Path
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from yaml import MarkedYAMLError, YAMLError
 
 from smallbatch.config import ConfigError, register
 
+Axes = dict[str, list[str]]  # the values of each setting that varies
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _primary = "train"
 
@@ -85,3 +88,28 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     """`did you mean X? `, if one of the names is near the word, or nothing."""
     close = get_close_matches(word, list(names), 1)
     return f"did you mean {close[0]}? " if close else ""
+
+
+def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
+    """Axes by key, values as typed, and the overrides that are no axis (`+new=…`, `~gone`), by Hydra's grammar.
+
+    Raises ConfigError.
+    """
+    axes: Axes = {}
+    plain = []
+    with plain_errors():
+        overrides = OverridesParser.create().parse_overrides(arguments)
+    for override in overrides:
+        if override.is_add() or override.is_delete() or override.is_force_add():
+            plain.append(override.input_line or "")
+        else:
+            axes[override.get_key_element()] = _values(override)
+    return axes, plain
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        raise ConfigError(f"{override.input_line}: glob is not supported; list the values")
+    return [str(value) for value in override.sweep_string_iterator()]

@@ -10,8 +10,17 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 
-class ConfigError(Exception):
+class SmallBatchError(Exception):
+    """What a command tells its user in one line: what, where, what to do."""
+
+
+class ConfigError(SmallBatchError):
     """A mistake in what the user asked for. Its text is one line: what, where, what to do."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind if it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class Undefined(ConfigError):
@@ -272,6 +281,7 @@ class Config:
     store: str = "outputs/runs"
     overwrite: bool = False
     progress: bool = True
+    wait: bool = True
     grid_point: bool = False  # set by the sweeper
 
 

@@ -1,10 +1,26 @@
-"""Writing so that a reader, or a crash, never sees half a file."""
+"""Writing so that a reader, or a crash, never sees half a file; and what a disk refuses, in one line."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from smallbatch.config import ConfigError
+
+_SHARED = "to share a store, its owner says `chmod -R g+w` on it once, and all say `umask 002` before they train"
+_NO_LOCKS = "this disk cannot lock files; put the store on one that can, with store=…"
+_ADVICE = {
+    errno.EACCES: _SHARED,
+    errno.EPERM: _SHARED,
+    errno.EROFS: "put the store elsewhere, with store=…",
+    errno.ENOSPC: "make room, and the same command goes on",
+    errno.EDQUOT: "make room, and the same command goes on",
+    errno.ENOSYS: _NO_LOCKS,
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOTSUP: _NO_LOCKS,
+}
 
 
 @contextmanager
@@ -27,6 +43,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def disk_error(error: OSError | NotImplementedError, path: Path) -> ConfigError:
+    """What a disk refused to do at `path` or at the file that the error names, why, and what to do."""
+    if isinstance(error, NotImplementedError):
+        error = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    advice = _ADVICE.get(error.errno or 0)
+    return ConfigError(f"{error.filename or path}: {error.strerror or error}{f'; {advice}' if advice else ''}")
 
 
 def _umask() -> int:

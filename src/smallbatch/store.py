@@ -12,17 +12,18 @@ import math
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smallbatch import lock
+from smallbatch.config import SmallBatchError
 from smallbatch.data import Description, describe, published
 from smallbatch.data.folders import preparation
 from smallbatch.data.sources import PUBLISHED
 from smallbatch.files import write_text
-from smallbatch.lock import CLAIM, Busy, Claim
 from smallbatch.run import Run, setting
 
 CHECKPOINT = "checkpoint.ckpt"
@@ -31,7 +32,7 @@ ENDED = ("finished", "diverged")  # statuses that count as done; `failed` is tri
 Row = dict[str, float]
 
 
-class DamagedRun(Exception):
+class DamagedRun(SmallBatchError):
     """A run folder whose files do not fit together. Its text says which and why."""
 
 
@@ -50,7 +51,8 @@ def folder(store: Path, run: Run) -> Path:
 
 
 def write_config(path: Path, run: Run) -> None:
-    """Write config.json into a run folder."""
+    """Write config.json into a run folder, which is made if need be."""
+    path.mkdir(parents=True, exist_ok=True)
     write_text(path / "config.json", json.dumps(run.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -100,13 +102,14 @@ def ended(store: Path) -> dict[str, Record]:
     return records
 
 
-def is_done(path: Path) -> bool:
-    """Whether the folder holds a sound result that counts as done."""
+def done(path: Path, say: Callable[[str], None] = lambda line: None) -> Record | None:
+    """The sound record in a run folder if it counts as done; `say` hears of damage."""
     try:
         record = read(path)
-    except DamagedRun:
-        return False
-    return record is not None and record.result["status"] in ENDED
+    except DamagedRun as damage:
+        say(f"damaged, training it again: {damage}")
+        return None
+    return record if record and record.result["status"] in ENDED else None
 
 
 def read_all(store: Path) -> Iterator[tuple[Path, Record | DamagedRun | None]]:
@@ -151,32 +154,41 @@ def parse_export(text: str) -> list[Record]:
 
 
 def add(store: Path, record: Record) -> bool:
-    """Add an ended run to a store, all at once; False if the store has a result for it already."""
+    """Add an ended run to a store, all at once; False if the store has a result for it already, or trains it."""
     path = folder(store, record.run)
     try:
-        with Claim(path):
-            if is_done(path):
+        with lock.hold(path):
+            if done(path):
                 return False
             write_result(path, record.run, record.rows, record.result)
             (path / CHECKPOINT).unlink(missing_ok=True)
-    except Busy:
+    except lock.Busy:
         return False
     return True
 
 
+def begin(path: Path, run: Run, afresh: bool) -> None:
+    """Make the folder of a run whose lock we hold ready to train in.
+
+    What training goes on from stays (checkpoint, rows, the note on W&B), unless `afresh` or if the folder is damaged.
+    """
+    try:
+        read(path)
+    except DamagedRun:
+        afresh = True
+    (path / "result.json").unlink(missing_ok=True)  # first: without it the other files may be missing
+    for file in path.glob("*"):
+        if afresh or file.name.startswith(".") or file.name == "traceback.txt":
+            file.unlink()
+    write_config(path, run)
+
+
 def tidy(path: Path) -> None:
     """Remove what a process killed between its result and its end left in a finished run's folder."""
-    if not any((path / name).exists() for name in (CHECKPOINT, CLAIM)):
+    if not (path / CHECKPOINT).exists():
         return
-    with suppress(Busy), Claim(path):  # a live holder will tidy up itself
-        clear(path, CHECKPOINT)
-        clear(path, ".*")
-
-
-def clear(path: Path, pattern: str = "*") -> None:
-    """Remove the files of a run folder that we hold, all but claims."""
-    for file in path.glob(pattern):
-        if file.name != CLAIM:
+    with suppress(SmallBatchError, OSError), lock.hold(path):  # a holder will tidy up itself; or no right to
+        for file in (path / CHECKPOINT, *path.glob(".*")):
             file.unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
 """Run records as one pandas table, and the choice of rows from it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.api.types import is_float_dtype
 
 from smallbatch.compose import did_you_mean
-from smallbatch.config import ConfigError, format_power, parse_power
+from smallbatch.config import ConfigError, format_power, one_line, parse_power
 from smallbatch.run import VARIED, setting
 from smallbatch.store import Record
 
@@ -28,6 +28,12 @@ def binomial_error(accuracy: float, images: int) -> float:
 
 
 MOST_VALUES = 12  # of a column that an error names
+_TYPED = {"True": "true", "False": "false", "None": "null"}
+# Columns that are no settings: what a run is known by, and what came out.
+RESULTS = (
+    *("key", "setting", "protocol", "updates", "train_accuracy", "status", "score", "chance"),
+    *("train_images", "test_images", "seconds"),
+)
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
@@ -59,35 +65,41 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def parse_choice(words: list[str]) -> dict[str, list[str]]:
-    """`column=value[,value…]` words as a choice of rows. Raises ConfigError."""
-    wanted = {}
-    for word in words:
-        name, equals, values = word.partition("=")
-        if not equals:
-            raise ConfigError(f"{word}: write column=value")
-        wanted[name] = values.split(",")
-    return wanted
+def keep(records: dict[str, Record], query: str | None) -> dict[str, Record]:
+    """The records of which a pandas query over the table's columns is true; all without one. Raises ConfigError."""
+    if query is None or not records:
+        return records
+    try:
+        kept = table(records.values()).query(query, engine="python", local_dict={}, global_dict={})
+        return {key: records[key] for key in kept["key"]}
+    except Exception as error:  # pandas raises a dozen kinds
+        reason = one_line(error)
+        raise ConfigError(f"--where {query!r}: {reason}; write a condition on columns, as score > 0.5") from None
 
 
-def select(frame: pd.DataFrame, wanted: dict[str, list[str]], others: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows that match every `column: values`, values as typed; `others` are words that may be meant instead.
+def select(frame: pd.DataFrame, wanted: dict[str, list[str]]) -> pd.DataFrame:
+    """The rows that have these settings, each one of the values, as typed on a command line.
 
-    Raises ConfigError for an unknown column, or values that no run has.
+    Raises ConfigError for what is no setting of a run, or values that no run has.
     """
     for name, values in wanted.items():
-        if name not in frame.columns:
-            hint = did_you_mean(name, [*others, *frame.columns])
-            columns = ", ".join(sorted(frame.columns))
-            raise ConfigError(f"{name}: runs have no such column; {hint or f'they have {columns}'}".rstrip())
-        if is_float_dtype(frame[name]) and "null" not in values:
-            keep = frame[name].isin([parse_power(v) for v in values])
+        settings = [column for column in frame.columns if column not in RESULTS]
+        if name in RESULTS:
+            raise ConfigError(f"{name}={','.join(values)}: is a result, no setting; choose by --where, as {name} > …")
+        if name not in settings:
+            hint = did_you_mean(name, settings)
+            raise ConfigError(
+                f"{name}: these runs have no such setting; {hint or 'they have ' + ', '.join(settings)}".strip()
+            )
+        texts = [_TYPED.get(value, value.strip("'\"")) for value in values]
+        if is_float_dtype(frame[name]) and "null" not in texts:
+            chosen = frame[name].isin([parse_power(v) for v in texts])
         else:
-            keep = frame[name].map(_text).isin(values)
-        if not keep.any():
+            chosen = frame[name].map(_text).isin(texts)
+        if not chosen.any():
             there = ", ".join(sorted({_shown(name, value) for value in frame[name]})[:MOST_VALUES])
             raise ConfigError(f"{name}={','.join(values)}: no run has that; there is {there}")
-        frame = frame[keep]
+        frame = frame[chosen]
     return frame
 
 
@@ -110,7 +122,7 @@ def _text(value: Any) -> str:
 
 def differences(frame: pd.DataFrame) -> str:
     """What tells the settings in a table apart, as `epochs=3,12 model=alexnet,resnet8`."""
-    skip = {"key", "setting", "status", "score", "updates", "seconds", "train_accuracy", *VARIED}
+    skip = {*RESULTS, *VARIED} - {"train_images", "test_images"}
     parts = []
     for name in frame.columns:
         values = frame[name].map(_text).unique()

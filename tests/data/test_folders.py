@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
@@ -18,8 +19,8 @@ from smallbatch.data.blocks import TestBlocks, TrainBlocks
 from smallbatch.data.folders import BrokenImage, centre_crop, draw_crops, open_rgb, random_crop
 from smallbatch.run import make_run
 from smallbatch.store import Ended, Record
-from smallbatch.training import fit as runs
-from smallbatch.training.fit import train
+from smallbatch.training.module import SmallBatch
+from train import train
 
 CLASSES = ("cat", "dog", "owl")
 SIDE = 8
@@ -58,7 +59,7 @@ def config(path: Path, *overrides: str):
 
 def images(path: Path, *overrides: str, workers: int = 0):
     cfg = config(path, *overrides)
-    return load(describe(runs.OmegaConf.to_container(cfg.data, resolve=True)), workers)
+    return load(describe(OmegaConf.to_container(cfg.data, resolve=True)), workers)
 
 
 def epoch(path: Path, *overrides: str, m: int = 1, workers: int = 0, seed: int = 0, number: int = 0):
@@ -267,7 +268,7 @@ def test_a_run_over_a_broken_file_fails_with_one_line(own, tmp_path, split):
     cfg = config(own, "model=resnet8", "batch_size=3", "epochs=1", f"store={tmp_path}/runs", "progress=false")
     cfg.machine.accelerator, cfg.machine.workers = "cpu", 0
     run = make_run(cfg)
-    train(run, cfg, say=print)
+    train(cfg, say=print)
     result = json.loads((tmp_path / "runs" / run.key / "result.json").read_text())
     assert result["status"] == "failed"
     assert result["error"].startswith(f"BrokenImage: {broken}: cannot be read as an image (")
@@ -337,12 +338,12 @@ def test_a_run_that_was_cut_off_resumes_at_its_last_epoch_bit_for_bit(pictures, 
     def run(folder: str, workers: int):
         cfg = config(pictures, AUGMENT, "model=resnet8", "norm=batch", "batch_size=4", "epochs=2", "progress=false")
         cfg.store, cfg.machine.workers, cfg.machine.accelerator = str(tmp_path / folder), workers, "cpu"
-        rows = train(make_run(cfg), cfg, say=print).record.rows
+        rows = train(cfg, say=print)[0].rows
         # As text, in which nan is like nan.
         return [str({k: v for k, v in row.items() if not k.endswith("_seconds")}) for row in rows]
 
     expected = run("whole", 0)
-    start = runs.SmallBatch.on_train_epoch_start
+    start = SmallBatch.on_train_epoch_start
 
     def interrupted(self):
         if self.current_epoch:
@@ -350,7 +351,7 @@ def test_a_run_that_was_cut_off_resumes_at_its_last_epoch_bit_for_bit(pictures, 
         start(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.SmallBatch, "on_train_epoch_start", interrupted)
+        patch.setattr(SmallBatch, "on_train_epoch_start", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run("cut", 1)
     assert run("cut", 1) == expected

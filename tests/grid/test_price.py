@@ -149,7 +149,7 @@ def row(output: str, name: str) -> list[str]:
 def test_a_plan_counts_shared_runs_once_and_what_is_finished(tmp_path, root, monkeypatch, capsys, measured):
     fig07 = expand(["figure=fig07", "scale=smoke", f"data.root={root}"]).points
     record(tmp_path / "runs", fig07[0].run)
-    where = ["--store", tmp_path / "runs", f"data.root={root}", "scale=smoke"]
+    where = [f"store={tmp_path / 'runs'}", f"data.root={root}", "scale=smoke"]
     status, output = run_plan(monkeypatch, capsys, *where, "figure=fig07,fig04")
     assert status == 0
     updates = 4 * sum(1024 // p.run.batch_size for p in fig07[1:])
@@ -166,7 +166,7 @@ def test_a_plan_holds_the_runs_that_finished_here_against_their_price(tmp_path, 
         runs, ("finished", "diverged", "finished"), (platform.node(),) * 2 + ("b",), strict=True
     ):
         record(tmp_path / "runs", run, status, host=host)
-    where = ["--store", tmp_path / "runs", f"data.root={root}", "scale=smoke"]
+    where = [f"store={tmp_path / 'runs'}", f"data.root={root}", "scale=smoke"]
     assert "Check:" not in run_plan(monkeypatch, capsys, *where, "figure=fig07")[1]  # no m = 2 left to measure
     _, output = run_plan(monkeypatch, capsys, *where, "figure=fig07", "seed=0,1")
     price = 4 * (512 * 0.002 + 360 * 0.0001)
@@ -175,7 +175,7 @@ def test_a_plan_holds_the_runs_that_finished_here_against_their_price(tmp_path, 
 
 
 def test_a_plan_of_figure_13_does_not_wait_for_figure_8(tmp_path, root, monkeypatch, capsys, measured):
-    where = ["--store", tmp_path / "runs", f"data.root={root}", "scale=smoke"]
+    where = [f"store={tmp_path / 'runs'}", f"data.root={root}", "scale=smoke"]
     status, output = run_plan(monkeypatch, capsys, *where, "figure=fig13a")
     assert status == 0
     assert row(output, "fig13a")[1:3] == ["7", "0"]
@@ -184,7 +184,7 @@ def test_a_plan_of_figure_13_does_not_wait_for_figure_8(tmp_path, root, monkeypa
 
 def test_a_plan_needs_no_data_and_fetches_none(tmp_path, monkeypatch, capsys, measured):
     status, output = run_plan(
-        monkeypatch, capsys, "--store", tmp_path / "runs", "figure=fig01,fig09,fig12", f"data.root={tmp_path / 'data'}"
+        monkeypatch, capsys, f"store={tmp_path / 'runs'}", "figure=fig01,fig09,fig12", f"data.root={tmp_path / 'data'}"
     )
     assert status == 0
     assert not (tmp_path / "data").exists()
@@ -195,7 +195,7 @@ def test_a_plan_needs_no_data_and_fetches_none(tmp_path, monkeypatch, capsys, me
 
 
 def test_a_plan_says_that_the_data_here_are_a_part_of_the_published(tmp_path, root, monkeypatch, capsys, measured):
-    words = ["--store", tmp_path / "runs", "batch_size=2", "data=cifar10", "base_lr=1/512", f"data.root={root}"]
+    words = [f"store={tmp_path / 'runs'}", "batch_size=2", "data=cifar10", "base_lr=1/512", f"data.root={root}"]
     assert "cifar10 has 10,240 training images here, of 50,000 published" in run_plan(monkeypatch, capsys, *words)[1]
     assert "published" not in run_plan(monkeypatch, capsys, *words, "data.train_size=100")[1]
 
@@ -213,7 +213,7 @@ def test_what_is_measured_is_told_apart(points):
 
 
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys):
-    status, _ = run_plan(monkeypatch, capsys, "--store", tmp_path / "runs", "figure=fig15")
+    status, _ = run_plan(monkeypatch, capsys, f"store={tmp_path / 'runs'}", "figure=fig15")
     assert str(status).startswith("error: ")
     assert "trains nothing" in str(status)
     assert "\n" not in str(status)

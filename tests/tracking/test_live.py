@@ -21,10 +21,12 @@ from smallbatch import lock, store
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError
 from smallbatch.grid.expand import Grid, expand
+from smallbatch.grid.sweep import for_points
 from smallbatch.run import make_run
 from smallbatch.tracking import live
-from smallbatch.training import fit as runs
-from smallbatch.training.fit import train
+from smallbatch.training.fit import KeepRun
+from smallbatch.training.module import SmallBatch
+from train import train
 
 REPOSITORY = Path(__file__).parents[2]
 FORK = multiprocessing.get_context("forkserver")  # a fresh wandb for each child, without its import
@@ -40,17 +42,10 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def _warm(root):
     with pytest.MonkeyPatch.context() as patch:
-        here = Path(__file__).parent
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(here.parents[1] / "src"), str(here)]))
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HOME", str(root))  # no login of the person who runs the tests
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
         patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
-        FORK.set_forkserver_preload([__name__])
-        process = FORK.Process(target=int)
-        process.start()
-        process.join()
         yield
 
 
@@ -74,7 +69,7 @@ def _child(run, cfg, environment, sabotage):
         sabotage()
     said = Path(cfg.store).parent / "said"
     with suppress(KeyboardInterrupt):
-        train(run, cfg, lambda line: _append(said, line))
+        train(cfg, lambda line: _append(said, line))
     live._worker().drain()  # atexit, in a process that multiprocessing did not make
 
 
@@ -103,14 +98,14 @@ def said(cfg) -> list[str]:
 
 
 def after_epoch_two(act):
-    keep = runs.KeepRun.on_train_epoch_end
+    keep = KeepRun.on_train_epoch_end
 
     def keep_and_act(self, trainer, module):
         keep(self, trainer, module)
         if len(module.rows) == 2:
             act()
 
-    runs.KeepRun.on_train_epoch_end = keep_and_act
+    KeepRun.on_train_epoch_end = keep_and_act
 
 
 def die_after_epoch_two():
@@ -132,7 +127,7 @@ def fail_at_once():
     def failing(self, block, index):
         raise RuntimeError("broken on purpose")
 
-    runs.SmallBatch.training_step = failing
+    SmallBatch.training_step = failing
 
 
 # --- offline, read back
@@ -311,9 +306,9 @@ def test_a_server_that_answers_500_or_never_makes_the_run_offline(config, fault)
 
 
 def test_online_for_certain_but_without_a_login_is_refused_before_anything_is_written(config):
-    run, cfg = config("batch_size=8", "wandb.mode=online")
+    _, cfg = config("batch_size=8", "wandb.mode=online")
     with pytest.raises(ConfigError, match=r"wandb.mode=online: no login for http://127\.0\.0\.1:1; say `wandb login`"):
-        train(run, cfg, print)
+        train(cfg, print)
     assert not Path(cfg.store).exists()
 
 
@@ -413,7 +408,7 @@ def test_a_server_that_goes_away_in_the_middle_costs_one_line_and_publish_comple
 
 
 def publish(server: Recorder, folder: Path, *words: str) -> str:
-    command = [sys.executable, "src/publish.py", "--store", folder / "runs", *words]
+    command = [sys.executable, "src/publish.py", f"store={folder / 'runs'}", *words]
     environment = os.environ | login(server)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -444,14 +439,14 @@ def test_publish_and_wandb_sync_upload_each_run_once(config, server, tmp_path):
 
 
 def fail_at_four():
-    step = runs.SmallBatch.training_step
+    step = SmallBatch.training_step
 
     def fragile(self, block, index):
         if self.run.batch_size == 4:
             raise RuntimeError("no fours, please")
         return step(self, block, index)
 
-    runs.SmallBatch.training_step = fragile
+    SmallBatch.training_step = fragile
 
 
 def _train_all(points, environment):
@@ -459,9 +454,9 @@ def _train_all(points, environment):
     os.environ.update(environment)
     fail_at_four()
     said = Path(points[0][1].store).parent / "said"
-    for run, cfg in points:
+    for _, cfg in points:
         with suppress(lock.Busy):
-            train(run, cfg, lambda line: _append(said, line))
+            train(cfg, lambda line: _append(said, line))
     live._worker().drain()
 
 
@@ -502,11 +497,11 @@ def test_twelve_runs_in_two_processes_are_twelve_w_and_b_runs_with_their_states(
 def test_a_grid_settles_the_mode_once_and_names_the_group(arguments, group, capsys, root):
     own = [word for word in arguments if word.startswith("wandb.group")]
     cfg = compose(["logger=wandb", "wandb.mode=offline", *own])
-    grid = expand([*arguments, f"data.root={root}/data"]) if "figure=fig01" in arguments else Grid()
-    mode, told = live.for_points(cfg, grid, arguments)
+    grid = expand([*arguments, f"data.root={root}/data"]) if "figure=fig01" in arguments else Grid([], [], [])
+    mode, told = for_points(cfg, grid, arguments)
     assert mode == "wandb.mode=offline"
     assert compose([told]).wandb.group == group
     assert capsys.readouterr().err.startswith(
         "W&B: offline; upload later with `wandb sync outputs/wandb/offline-run-*`"
     )
-    assert live.for_points(compose([]), grid, arguments) == []
+    assert for_points(compose([]), grid, arguments) == []

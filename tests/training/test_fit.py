@@ -18,10 +18,9 @@ from smallbatch import lock, store
 from smallbatch.compose import compose
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.run import make_run
-from smallbatch.training import fit as runs
-from smallbatch.training.fit import train
+from smallbatch.training import module
+from train import train
 
-# Children are forked from one process that has imported this module: a tenth of a second instead of seven.
 FORK = multiprocessing.get_context("forkserver")
 BUSY = 3
 GHOST = ["norm=batch", "bn_batch_size=4", "batch_size=8", "optimizer=momentum", "data.augment=true", "base_lr=1/4096"]
@@ -32,18 +31,6 @@ EPOCHS = 6
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _warm(root):
-    with pytest.MonkeyPatch.context() as patch:
-        here = Path(__file__).parent
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(here.parents[1] / "src"), str(here)]))
-        patch.setenv("OMP_NUM_THREADS", "1")  # on busy cores a second one only spins
-        FORK.set_forkserver_preload([__name__])
-        process = FORK.Process(target=int)
-        process.start()
-        process.join()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +47,7 @@ def config(root):
 # --- children
 
 
-class Digested(runs.SmallBatch):
+class Digested(module.SmallBatch):
     """Leaves a digest of the trained network beside the run folder."""
 
     def on_train_end(self):
@@ -103,18 +90,18 @@ def _die_at(name: str, nth: int, when: str):
 
 def _child(run, cfg, death=None, barrier=None):
     Digested.digest_to = f"{cfg.store}/digest"
-    runs.SmallBatch = Digested
+    module.SmallBatch = Digested
     if death:
         _die_at(*death)
     if barrier:
         barrier.wait()
     said: list[str] = []
     try:
-        outcome = train(run, cfg, said.append)
+        _, skipped = train(cfg, said.append)
     except lock.Busy:
         os._exit(BUSY)
     Path(cfg.store, "said").write_text("".join(line + "\n" for line in said))
-    assert barrier is None or not outcome.skipped
+    assert barrier is None or not skipped
 
 
 def start(run, cfg, **settings):
@@ -154,16 +141,16 @@ def uninterrupted(config, tmp_path_factory):
 # --- resuming
 
 
-def test_twenty_kills_at_random_moments_change_nothing(config, tmp_path, uninterrupted):
+def test_kills_at_random_moments_change_nothing(config, tmp_path, uninterrupted):
     expected, seconds = uninterrupted
     moments, kills, resumed = random.Random(0), 0, 0
-    while kills < 20:
+    while kills < 8:
         run, cfg = config(tmp_path / f"after{kills}", *GHOST)
         path = store.folder(Path(cfg.store), run)
         exitcode = None
         while exitcode != 0:
             process = start(run, cfg)
-            process.join(moments.uniform(0, seconds) if kills < 20 else None)
+            process.join(moments.uniform(0, seconds) if kills < 8 else None)
             process.kill()
             process.join()
             exitcode = process.exitcode
@@ -223,44 +210,63 @@ def test_an_unusable_checkpoint_is_reported_and_the_run_starts_again(config, tmp
 
 
 def test_of_two_processes_on_one_run_one_trains_and_the_other_is_told_busy(config, tmp_path):
-    run, cfg = config(tmp_path, "batch_size=8", "epochs=30")
+    run, cfg = config(tmp_path, "batch_size=8", "epochs=12")
     barrier = FORK.Barrier(2)
     processes = [start(run, cfg, barrier=barrier) for _ in range(2)]
     for process in processes:
         process.join()
     assert sorted(process.exitcode for process in processes) == [0, BUSY]
-    assert len(trained(run, cfg)[0]) == 30
+    assert len(trained(run, cfg)[0]) == 12
+
+
+def test_a_run_stopped_while_another_asks_for_it_loses_nothing(config, tmp_path, uninterrupted):
+    """As on a laptop that sleeps: nobody takes the run over, and it ends as if nothing had been."""
+    run, cfg = config(tmp_path, *GHOST)
+    process = start(run, cfg)
+    while not (store.folder(tmp_path, run) / "epochs.csv").exists():
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        before = snapshot(tmp_path)
+        with pytest.raises(lock.Busy, match=f"process {process.pid} on .* is training it"):
+            now(cfg)
+        assert snapshot(tmp_path) == before
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    assert process.exitcode == 0
+    assert trained(run, cfg) == uninterrupted[0]
 
 
 # --- what is in the store already
 
 
-def now(run, cfg):
-    """Train in this process: the outcome and what was said."""
+def now(cfg):
+    """Train in this process: the record, whether it was there, and what was said."""
     said: list[str] = []
-    return train(run, cfg, said.append), said
+    return *train(cfg, said.append), said
 
 
 def snapshot(folder: Path):
-    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if p.name != ".lock"}
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if p.parent.name != ".locks"}
 
 
 def test_a_finished_run_is_skipped_and_untouched(config, tmp_path):
-    run, cfg = config(tmp_path, "epochs=1")
-    first, _ = now(run, cfg)
+    _, cfg = config(tmp_path, "epochs=1")
+    first, trained_before, _ = now(cfg)
     before = snapshot(tmp_path)
-    second, said = now(run, cfg)
-    assert (first.skipped, second.skipped, said) == (False, True, [])
-    assert second.record == first.record
+    second, there, said = now(cfg)
+    assert (trained_before, there, said) == (False, True, [])
+    assert second == first
     assert snapshot(tmp_path) == before
 
 
 def test_overwrite_trains_a_finished_run_again(config, tmp_path):
-    run, cfg = config(tmp_path, "epochs=1")
-    now(run, cfg)
+    _, cfg = config(tmp_path, "epochs=1")
+    now(cfg)
     before = snapshot(tmp_path)
     cfg.overwrite = True
-    assert not now(run, cfg)[0].skipped
+    assert not now(cfg)[1]
     after = snapshot(tmp_path)
     assert before.keys() == after.keys()
     assert all(before[p] != after[p] for p in before)
@@ -268,37 +274,37 @@ def test_overwrite_trains_a_finished_run_again(config, tmp_path):
 
 def test_a_damaged_finished_run_is_reported_and_trained_again(config, tmp_path):
     run, cfg = config(tmp_path, "epochs=2")
-    first, _ = now(run, cfg)
+    first, *_ = now(cfg)
     path = store.folder(tmp_path, run)
     expected = rows(path)
     (path / "epochs.csv").write_text((path / "epochs.csv").read_text().replace("2,", "3,"))
-    second, said = now(run, cfg)
-    assert not second.skipped
+    second, there, said = now(cfg)
+    assert not there
     assert len(said) == 1
     assert said[0].startswith(f"damaged, training it again: {path}: ")
     assert rows(path) == expected
-    assert second.record.result["score"] == first.record.result["score"]
-    assert store.is_done(path)
+    assert second.result["score"] == first.result["score"]
+    assert store.done(path)
 
 
 def test_a_run_whose_last_update_spoils_the_network_is_diverged(config, tmp_path):
     """The losses of both updates are finite; the network that they leave has none."""
-    run, cfg = config(tmp_path, "base_lr=1", "epochs=1")
-    result = now(run, cfg)[0].record.result
+    _, cfg = config(tmp_path, "base_lr=1", "epochs=1")
+    result = now(cfg)[0].result
     assert (result["status"], result["score"]) == ("diverged", 0.1)
 
 
 def test_a_diverging_run_is_a_result_scored_at_chance(config, tmp_path):
     run, cfg = config(tmp_path, "base_lr=1")
-    result = now(run, cfg)[0].record.result
+    result = now(cfg)[0].result
     assert (result["status"], result["score"], result["chance"]) == ("diverged", 0.1, 0.1)
-    assert store.is_done(store.folder(tmp_path, run))
-    assert now(run, cfg)[0].skipped
+    assert store.done(store.folder(tmp_path, run))
+    assert now(cfg)[1]
 
 
 def test_a_run_that_diverges_at_its_very_end_scores_chance_too(config, tmp_path):
-    run, cfg = config(tmp_path, "epochs=8", "base_lr=1/4096", "schedule.drops=[0.9]", "schedule.drop_factor=1e30")
-    record = now(run, cfg)[0].record
+    _, cfg = config(tmp_path, "epochs=8", "base_lr=1/4096", "schedule.drops=[0.9]", "schedule.drop_factor=1e30")
+    record = now(cfg)[0]
     assert [row["test_accuracy"] > 0.1 for row in record.rows[-2:]] == [True, False]
     assert (record.result["status"], record.result["score"]) == ("diverged", 0.1)
 
@@ -319,16 +325,16 @@ def test_a_failing_run_leaves_its_reason_and_is_tried_again(config, tmp_path, mo
     run, cfg = config(tmp_path, f"model._target_={__name__}.Fragile", "epochs=2")
     path = store.folder(tmp_path, run)
     for _ in range(2):
-        outcome, _ = now(run, cfg)
-        assert not outcome.skipped
-        assert outcome.record.result["status"] == "failed"
-        assert outcome.record.result["error"] == "RuntimeError: third call"
+        record, there, _ = now(cfg)
+        assert not there
+        assert record.result["status"] == "failed"
+        assert record.result["error"] == "RuntimeError: third call"
         assert json.loads((path / "result.json").read_text())["score"] is None
         assert 'raise RuntimeError("third call' in (path / "traceback.txt").read_text()
-        assert not store.is_done(path)
-        assert not lock.claimed(path)
+        assert not store.done(path)
+        assert lock.holder(path) is None
     monkeypatch.setattr(Fragile, "whole", True)
-    outcome, _ = now(run, cfg)
-    assert outcome.record.result["status"] == "finished"
-    assert store.is_done(path)
+    record, *_ = now(cfg)
+    assert record.result["status"] == "finished"
+    assert store.done(path)
     assert not (path / "traceback.txt").exists()

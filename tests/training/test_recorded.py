@@ -14,9 +14,8 @@ from smallbatch.data import describe, load
 from smallbatch.data.arrays import Images, Split
 from smallbatch.data.blocks import halves, statistics_batches
 from smallbatch.models.norm import GhostBatchNorm, precise_statistics
-from smallbatch.run import make_run
 from smallbatch.training import module
-from smallbatch.training.fit import train
+from train import train
 
 SMALL = ["data.train_size=64", "data.test_size=41", "epochs=8", "batch_size=8", "base_lr=1/4096", "progress=false"]
 
@@ -28,7 +27,7 @@ def root(tmp_path_factory):
 
 def trained(root, folder, *words) -> store.Record:
     cfg = compose([*SMALL, f"data.root={root}", f"store={folder}", *words])
-    return train(make_run(cfg), cfg, print).record
+    return train(cfg, print)[0]
 
 
 def test_the_halves_are_stratified_and_take_turns_in_image_order():
@@ -54,7 +53,7 @@ def test_a_half_is_what_the_network_gets_right_of_it(root, tmp_path, monkeypatch
         def on_train_end(self):
             last["network"] = self.network
 
-    monkeypatch.setattr("smallbatch.training.fit.SmallBatch", Kept)
+    monkeypatch.setattr("smallbatch.training.module.SmallBatch", Kept)
     row = trained(root, tmp_path, "epochs=1").rows[-1]
     cfg = compose([*SMALL, f"data.root={root}"])
     images = load(describe(dict(cfg.data)))

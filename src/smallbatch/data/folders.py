@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from smallbatch.config import ConfigError, Preparation
+from smallbatch.config import ConfigError, Preparation, one_line
 from smallbatch.data.augment import AUGMENT, stream
 
 _START = "fork" if sys.platform == "linux" else "spawn"
@@ -198,7 +198,7 @@ def open_rgb(path: Path) -> Image.Image:
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except Exception as error:  # Pillow raises a dozen kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = one_line(error)
         raise BrokenImage(f"{path}: cannot be read as an image ({reason}); replace or remove it") from None
 
 

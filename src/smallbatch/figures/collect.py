@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from smallbatch.compose import CONF
+from smallbatch.compose import CONF, parse_words
 from smallbatch.config import ConfigError, Draw, Figure
 from smallbatch.grid.best_rates import best_rates
 from smallbatch.grid.expand import expand, figure_config, figure_names
 from smallbatch.run import Run
 from smallbatch.store import Ended, Record
-from smallbatch.table import table
+from smallbatch.table import select, table
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Asked:
 
     @classmethod
     def of(cls, words: list[str]) -> "Asked":
-        """All figures and all scales where the words name none."""
-        given = {key: value.split(",") for key, _, value in (word.partition("=") for word in words)}
+        """All figures and all scales where the words name none. Raises ConfigError."""
+        given, _ = parse_words(words)
         scales = given.get("scale") or sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
         rest = [word for word in words if not word.startswith(("figure=", "scale="))]
         return cls(figure_names(given.get("figure", ["all"])), scales, rest, "figure" in given)
@@ -54,7 +54,27 @@ class Asked:
     @property
     def changes(self) -> list[str]:
         """The words that make other runs of a figure's."""
-        return [word for word in self.rest if not word.startswith(("data.root=", "machine."))]
+        return [word for word in self.rest if not word.startswith("data.root=")]
+
+
+def names_figures(words: list[str]) -> bool:
+    """Whether words are of figures; else they are settings that runs have."""
+    return any(word.startswith(("figure=", "scale=")) for word in words)
+
+
+def chosen(words: list[str], records: dict[str, Record]) -> list[Record]:
+    """The records that words describe: of the figures named, or with these settings. Raises ConfigError."""
+    if not records:
+        return []
+    if not names_figures(words):
+        return [records[key] for key in select(table(records.values()), parse_words(words)[0])["key"]]
+    asked, ended = Asked.of(words), Ended(records)
+    keys: dict[str, None] = {}
+    for gathered, problems in (gather(asked, scale, ended) for scale in asked.scales):
+        if problems and len(asked.scales) == 1:
+            raise problems[0]
+        keys |= dict.fromkeys(key for runs in gathered.values() if len(runs.frame) for key in runs.frame["key"])
+    return [records[key] for key in keys]
 
 
 def gather(asked: Asked, scale: str, ended: Ended) -> tuple[dict[str, FigureRuns], list[ConfigError]]:

@@ -6,18 +6,18 @@ figure's `scales[scale]` and the command line, the later ones replacing the earl
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.compose import CONF, compose, no_setting, plain_errors
-from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined
+from smallbatch.compose import CONF, Axes, compose, no_setting, parse_words
+from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined, one_line
 from smallbatch.data import Description, describe
 from smallbatch.run import VARIED, Run, make_run
 
@@ -25,7 +25,6 @@ _ABSENT = object()
 GROUPS = ("model", "data", "norm", "optimizer", "schedule", "machine")
 
 Describe = Callable[[dict[str, Any]], Description]
-Axes = dict[str, list[str]]
 # The best η̃ for each of some batch sizes, from the runs of the grid that some words name.
 Rates = Callable[[list[str], list[int]], dict[int, float]]
 BEST = "best"  # the value of base_lr that asks for it
@@ -49,9 +48,9 @@ class Point:
 class Grid:
     """The runs of a command line, each once; `undefined`: (overrides, reason) of the points left out."""
 
-    points: list[Point] = field(default_factory=list)
-    undefined: list[tuple[str, str]] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
+    points: list[Point]
+    undefined: list[tuple[str, str]]
+    figures: list[Figure]
 
 
 def expand(arguments: list[str], describe: Describe = describe, rates: Rates | None = None) -> Grid:
@@ -60,27 +59,37 @@ def expand(arguments: list[str], describe: Describe = describe, rates: Rates | N
     `rates` finds what `base_lr: best` of a figure stands for. Raises ConfigError for what is wrong with every point,
     or if no point is valid.
     """
-    given, plain = _parse(arguments)
+    given, plain = parse_words(arguments)
     figures = [figure_config(name) for name in figure_names(given.pop("figure", []))]
     if "scale" in given and not figures:
         raise ConfigError(f"scale={','.join(given['scale'])} belongs to figures: add figure=…")
     scales = given.pop("scale", ["paper"])
-    grid = Grid(figures=figures)
-    known: set[str] = set()
+    points: dict[str, Point] = {}
+    undefined: list[tuple[str, str]] = []
     for whose, axes in _products(figures, scales, given, rates):
         try:
-            _add_product(grid, known, axes, plain, describe)
+            for overrides, cfg in _configs(axes, plain):
+                try:
+                    point = _point(cfg, overrides, describe)
+                    points.setdefault(point.run.key, point)
+                except Undefined as error:
+                    undefined.append((" ".join(overrides), str(error)))
         except ConfigError as error:
             raise ConfigError(f"{whose}{error}") from None
     if figures and not any(figure.scales for figure in figures):
         raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
-    if not grid.points:
-        reasons = "; ".join(sorted({reason for _, reason in grid.undefined}))
-        raise ConfigError(f"no point of this grid can be trained: {reasons}")
-    return grid
+    if not points:
+        raise none_left(reason for _, reason in undefined)
+    return Grid(list(points.values()), undefined, figures)
 
 
-def _add_product(grid: Grid, known: set[str], axes: Axes, plain: list[str], describe: Describe) -> None:
+def none_left(reasons: Iterable[str]) -> ConfigError:
+    """That no point of a grid is left, and why."""
+    return ConfigError(f"no point of this grid can be trained: {'; '.join(sorted(set(reasons)))}")
+
+
+def _configs(axes: Axes, plain: list[str]) -> Iterator[tuple[list[str], DictConfig]]:
+    """Each point of a product: its overrides and its config, which is only good until the next one."""
     group_axes = {k: v for k, v in axes.items() if k in GROUPS}
     leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
     for groups in _combinations(group_axes):
@@ -91,7 +100,7 @@ def _add_product(grid: Grid, known: set[str], axes: Axes, plain: list[str], desc
                 if leaf not in current:
                     _set(cfg, leaf)
             current = leaves
-            _add(grid, known, cfg, groups + leaves + plain, describe)
+            yield groups + leaves + plain, cfg
 
 
 @lru_cache(maxsize=256)
@@ -100,7 +109,7 @@ def figure_config(name: str) -> Figure:
     try:
         figure = OmegaConf.to_object(compose([f"figure={name}"]).figure)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"figure={name}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"figure={name}: {one_line(error)}") from None
     assert isinstance(figure, Figure)
     if not figure.scales and not figure.of and figure.draw is not Draw.paths and name != "all":
         raise ConfigError(f"figure={name}: has no scales, and so no runs; write scales: {{paper: {{}}}} at least")
@@ -124,7 +133,7 @@ def stages(arguments: list[str]) -> list[list[str]]:
 
     Raises TrainsNothing.
     """
-    given, _ = _parse(arguments)
+    given, _ = parse_words(arguments)
     names = figure_names(given.get("figure", []))
     if not names:
         return [arguments]
@@ -140,28 +149,6 @@ def stages(arguments: list[str]) -> list[list[str]]:
 def _trains_nothing(figure: Figure) -> str:
     of = f" from the runs of {', '.join(figure.of)}" if figure.of else ""
     return f"figure={figure.name} trains nothing; it is drawn{of} by python src/figures.py figure={figure.name}"
-
-
-def _parse(arguments: list[str]) -> tuple[Axes, list[str]]:
-    """Axes by key, and the overrides that are no axis (`+new=…`, `~gone`) as they are."""
-    axes: Axes = {}
-    plain = []
-    with plain_errors():
-        overrides = OverridesParser.create().parse_overrides(arguments)
-    for override in overrides:
-        if override.is_add() or override.is_delete() or override.is_force_add():
-            plain.append(override.input_line or "")
-        else:
-            axes[override.get_key_element()] = _values(override)
-    return axes, plain
-
-
-def _values(override: Override) -> list[str]:
-    if not override.is_sweep_override():
-        return [override.get_value_element_as_str()]
-    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
-        raise ConfigError(f"{override.input_line}: glob is not supported; list the values")
-    return [str(value) for value in override.sweep_string_iterator()]
 
 
 def _products(figures: list[Figure], scales: list[str], given: Axes, rates: Rates | None) -> Iterator[tuple[str, Axes]]:
@@ -224,7 +211,7 @@ def _set(cfg: DictConfig, leaf: str) -> None:
     try:
         OmegaConf.update(cfg, key, override.value(), merge=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{leaf}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{leaf}: {one_line(error)}") from None
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
@@ -235,18 +222,11 @@ def _has(cfg: DictConfig, key: str) -> bool:
         return True
 
 
-def _add(grid: Grid, known: set[str], cfg: DictConfig, overrides: list[str], describe: Describe) -> None:
+def _point(cfg: DictConfig, overrides: list[str], describe: Describe) -> Point:
     found: list[Description] = []
 
     def remember(data: dict[str, Any]) -> Description:
         found.append(describe(data))
         return found[-1]
 
-    try:
-        run = make_run(cfg, remember)
-    except Undefined as error:
-        grid.undefined.append((" ".join(overrides), str(error)))
-        return
-    if run.key not in known:
-        known.add(run.key)
-        grid.points.append(Point(run, overrides, found[-1]))
+    return Point(make_run(cfg, remember), overrides, found[-1])

@@ -1,102 +1,89 @@
-"""Train a grid: expand, drop what is finished, launch the rest, show how it goes, sum up."""
+"""Train a grid: expand, drop what is finished, launch the rest until every point has a result, sum up."""
 
 import math
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from smallbatch import lock, store
-from smallbatch.config import ConfigError, TrainsNothing, format_power
+from smallbatch.config import ConfigError, TrainsNothing, format_power, one_line
 from smallbatch.data import describe
 from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import Grid, Point, Rates, expand, stages
+from smallbatch.grid.expand import Grid, Point, Rates, expand, none_left, stages
 from smallbatch.grid.price import Prices, words
+from smallbatch.grid.progress import Progress, Results, few, runs
 from smallbatch.run import setting
-from smallbatch.store import DamagedRun, Ended
+from smallbatch.store import Ended
 from smallbatch.tracking.live import Place, settled
 
-QUIET = 60.0  # seconds without news after which a log that is no terminal gets a line of how it goes
-
-MOST_NAMED = 10  # points left out
+ATTEMPTS = 2  # launches in a row without a result, after which the rest is given up
 WORTH_MEASURING = 100_000  # images of 32×32: minutes on one core
 
 Launch = Callable[[Sequence[Sequence[str]]], Any]
 
 
 def sweep(arguments: list[str], launch: Launch, cfg: DictConfig) -> None:
-    """Train the missing points of a command line's grid. Exits 1 if one failed, 130 on Ctrl-C."""
-    failed = False
+    """Train the missing points of a command line's grid. Exits 1 if one failed or has no result, 130 on Ctrl-C."""
+    complete = True
     try:
         for stage in stages(arguments):
-            failed |= _train_stage(stage, launch, cfg)
+            complete &= _train_stage(stage, launch, cfg)
     except TrainsNothing as note:
         print(note)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    if failed:
+    if not complete:
         sys.exit(1)
 
 
 def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig) -> bool:
-    """Train the missing points of one stage; whether one failed. Raises ConfigError."""
+    """Train the missing points of one stage; whether every point is finished or diverged. Raises ConfigError."""
     folders = Path(cfg.store)
     grid = expand(arguments, rates=lambda *asked: _best_rates(folders)(*asked))
-    found = {} if cfg.overwrite else _ended(grid.points, folders)
-    missing = _trainable(grid, [p for p in grid.points if p.run.key not in found])
-    _say_plan(grid, len(found), missing)
-    costs = _price(missing, Prices(folders.parent / "calibration.json"))
-    common = for_points(cfg, grid, arguments) if missing else []
+    results = Results(folders, grid.points)
+    if not cfg.overwrite:
+        results.take_ended()
+    before = set(results.ended)
+    _check_store(results)
+    grid = _without_refused(grid, results)
+    _say_plan(grid, len(before), results.missing)
+    costs = _price(results.missing, Prices(folders.parent / "calibration.json"))
+    common = for_points(cfg, grid, arguments) if results.missing else []
     # The longest first, so that processes in parallel end together.
-    missing.sort(key=lambda point: costs[point.run.key], reverse=True)
-    before = {p.run.key: _ended_at(folders, p) for p in missing}
+    results.missing.sort(key=lambda point: costs[point.run.key], reverse=True)
     interrupted = False
-    with Progress(missing, folders, before, len(grid.points), costs):
+    with Progress(results, costs) as progress:
         try:
-            _launch_all(missing, folders, before, launch, common)
+            _train_all(progress, launch, common, cfg.wait)
         except KeyboardInterrupt:
             interrupted = True
-    _sum_up(grid, found, folders, before)
+    _sum_up(grid, results, before)
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    return any(_status(folders, p, before) not in (*store.ENDED, "elsewhere") for p in missing)
+    return all(results.status(point) in store.ENDED for point in grid.points)
 
 
 def _best_rates(folders: Path) -> Rates:
     return best_rates(Ended(store.ended(folders)), describe)
 
 
-def _ended(points: list[Point], folders: Path) -> dict[str, float]:
-    """The scores of the points that have a sound result, by key; what is damaged will be trained again."""
-    found = {}
-    for point in points:
-        try:
-            record = store.read(store.folder(folders, point.run))
-        except DamagedRun as damage:
-            print(f"damaged, will be trained again: {damage}", file=sys.stderr)
-            continue
-        if record and record.result["status"] in store.ENDED:
-            found[point.run.key] = record.result["score"]
-            store.tidy(store.folder(folders, point.run))
-    return found
-
-
-def _trainable(grid: Grid, points: list[Point]) -> list[Point]:
-    """Leave out, listed, what the network refuses; one trial for all points that differ only in rates and sizes."""
-    if not points:
-        return []
+def _without_refused(grid: Grid, results: Results) -> Grid:
+    """The grid without what the network refuses; one trial for all points that differ only in rates and sizes."""
+    if not results.missing:
+        return grid
     from smallbatch.data import load
     from smallbatch.training.module import trial
 
     verdicts: dict[str, str] = {}
-    trainable = []
-    for point in points:
+    refused = {}
+    for point in results.missing:
         run = point.run
         smallest = min(run.bn_batch_size or run.batch_size, 2)
         kind = str((run.model, run.norm, run.data, run.optimizer, run.weight_decay > 0, smallest))
@@ -107,28 +94,32 @@ def _trainable(grid: Grid, points: list[Point]) -> list[Point]:
             except ConfigError as error:
                 verdicts[kind] = str(error)
         if verdicts[kind]:
-            grid.points.remove(point)
-            grid.undefined.append((" ".join(point.overrides), verdicts[kind]))
-        else:
-            trainable.append(point)
-    if not grid.points:
-        raise ConfigError(f"no point of this grid can be trained: {'; '.join(sorted(set(verdicts.values())))}")
-    return trainable
+            refused[run.key] = (" ".join(point.overrides), verdicts[kind])
+    results.missing = [point for point in results.missing if point.run.key not in refused]
+    points = [point for point in grid.points if point.run.key not in refused]
+    if not points:
+        raise none_left(verdicts.values())
+    return replace(grid, points=points, undefined=[*grid.undefined, *refused.values()])
 
 
 def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
-    for overrides, reason in grid.undefined[:MOST_NAMED]:
-        print(f"left out: {overrides}: {reason}")
-    if len(grid.undefined) > MOST_NAMED:
-        print(f"left out: {len(grid.undefined) - MOST_NAMED} more points that cannot exist")
+    for line in few([f"left out: {point}: {why}" for point, why in grid.undefined], "left out: "):
+        print(line)
     updates = sum(p.updates for p in missing)
     images = sum(p.updates * p.run.batch_size for p in missing)
     left_out = f", {len(grid.undefined)} left out" if grid.undefined else ""
     print(
-        f"{len(grid.points)} run{'s'[: len(grid.points) != 1]}: {found} finished before, {len(missing)} to train "
+        f"{runs(len(grid.points))}: {found} finished before, {len(missing)} to train "
         f"({updates:,} updates, {images:,} images){left_out}",
         flush=True,
     )
+
+
+def _check_store(results: Results) -> None:
+    """Raises ConfigError if the store cannot be written or cannot lock: better once now than by every point."""
+    if results.missing:
+        with suppress(lock.Busy), lock.hold(results.folder(results.missing[0])):
+            pass
 
 
 def _price(missing: list[Point], prices: Prices) -> dict[str, float]:
@@ -151,152 +142,57 @@ def _price(missing: list[Point], prices: Prices) -> dict[str, float]:
     return seconds
 
 
-def _launch_all(missing: list[Point], folders: Path, before: dict[str, Any], launch: Launch, common: list[str]) -> None:
-    """Launch, and again what is left when a worker process was killed, as long as that gets on."""
-    left = missing
-    while left:
+def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool) -> None:
+    """Launch what is missing and free, until all has ended or two launches in a row brought no result.
+
+    What is left may be what a killed worker process had (the launcher breaks off), or what other processes train: with
+    `wait` that is waited for, and launched if they are gone.
+    """
+    results, fruitless = progress.results, 0
+    while results.missing and fruitless < ATTEMPTS:
+        count = len(results.missing)
+        free = [point for point in results.missing if not lock.holder(results.folder(point))]
         try:
-            launch([[*point.overrides, *common, "progress=false", "grid_point=true"] for point in left])
+            if free:
+                launch([[*point.overrides, *common, "progress=false", "grid_point=true"] for point in free])
+        except SystemExit as error:  # what will not do for any point, such as a full disk
+            print(error.code, file=sys.stderr)
             return
         except Exception as error:  # such as joblib's TerminatedWorkerError; a point itself never raises
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            print(f"the launcher broke off: {reason}", file=sys.stderr)
-        still = [p for p in left if _status(folders, p, before) in ("missing", "elsewhere")]
-        if len(still) == len(left):
-            return
-        left = still
+            print(f"the launcher broke off: {one_line(error)}", file=sys.stderr)
+        progress.look()
+        fruitless = 0 if len(results.missing) < count else fruitless + 1
+        if wait and progress.wait():
+            fruitless = 0
 
 
-def _ended_at(folders: Path, point: Point) -> int | None:
-    try:
-        return (store.folder(folders, point.run) / "result.json").stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def _status(folders: Path, point: Point, before: dict[str, Any]) -> str:
-    """The result's status, or `elsewhere` (a live process has it) or `missing`."""
-    if _ended_at(folders, point) not in (before[point.run.key], None):
-        try:
-            record = store.read(store.folder(folders, point.run))
-            if record:
-                return str(record.result["status"])
-        except DamagedRun:
-            return "missing"
-    return "elsewhere" if lock.claimed(store.folder(folders, point.run)) else "missing"
-
-
-def _share(path: Path, point: Point) -> float:
-    """The share of its epochs that a run in training has behind it."""
-    try:
-        return max(0, (path / "epochs.csv").read_text(encoding="utf-8").count("\n") - 1) / point.run.epochs
-    except OSError:
-        return 0.0
-
-
-class Progress:
-    """While it is entered: watches the run folders, whoever trains them, and prints each run that ends."""
-
-    def __init__(
-        self, points: list[Point], folders: Path, before: dict[str, Any], total: int, costs: dict[str, float]
-    ) -> None:
-        self.costs = costs
-        self.waiting, self.folders, self.before, self.total = list(points), folders, before, total
-        self.counts: Counter[str] = Counter({"skipped": total - len(points)})
-        self.price = sum(costs[point.run.key] for point in points)
-        self.paid = self.begun = 0.0
-        self.start = self.printed = time.monotonic()
-        self.stop = threading.Event()
-        self.live = sys.stdout.isatty()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        self._look()
-        if self.live:
-            print("\r\033[K", end="")
-
-    def _watch(self) -> None:
-        while not self.stop.wait(1.0):
-            self._look()
-
-    def _look(self) -> None:
-        running, begun = 0, 0.0
-        for point in list(self.waiting):
-            status = _status(self.folders, point, self.before)
-            if status in (*store.ENDED, "failed"):
-                self.waiting.remove(point)
-                self.counts[status] += 1
-                self.paid += self.costs[point.run.key]
-                self._print_end(point)
-            elif status == "elsewhere":
-                running += 1
-                begun += self.costs[point.run.key] * _share(store.folder(self.folders, point.run), point)
-        self.begun = begun
-        if self.live and self.waiting:
-            print(f"\r\033[K{self._line(running)}", end="", flush=True)
-        elif self.waiting and time.monotonic() - self.printed > QUIET:
-            print(self._line(running), flush=True)
-            self.printed = time.monotonic()
-
-    def _print_end(self, point: Point) -> None:
-        record = store.read(store.folder(self.folders, point.run))
-        if record:
-            done = self.total - len(self.waiting)
-            erase = "\r\033[K" if self.live else ""
-            text = store.summary(record, self.folders)
-            self.printed = time.monotonic()
-            print(f"{erase}{done:>{len(str(self.total))}}/{self.total} {text}{self._left()}", flush=True)
-
-    def _line(self, running: int) -> str:
-        counts = ", ".join(f"{self.counts[status]} {status}" for status in ("skipped", *store.ENDED, "failed"))
-        return f"{self.total - len(self.waiting)}/{self.total} done ({counts}), {running} running{self._left()}"
-
-    def _left(self) -> str:
-        """Time left, from what the runs so far cost against their price."""
-        paid = min(self.paid + self.begun, self.price)  # a run that has just ended is in both
-        if not paid or not self.waiting:
-            return ""
-        seconds = (time.monotonic() - self.start) * (self.price - paid) / paid
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
-
-
-def _sum_up(grid: Grid, found: dict[str, float], folders: Path, before: dict[str, Any]) -> None:
-    """The scores as a table, then every point that has none, and why; `found`: the scores from before."""
+def _sum_up(grid: Grid, results: Results, before: set[str]) -> None:
+    """The scores as a table, then every point that failed or has no result; `before`: the keys that had one."""
     counts: Counter[str] = Counter()
     scores: dict[tuple[float, int], list[float]] = {}
-    problems = []
+    failed, missing = [], []
     for point in grid.points:
-        path = store.folder(folders, point.run)
-        cell = scores.setdefault((point.run.base_lr, point.run.batch_size), [])
-        status = "finished before" if point.run.key in found else _status(folders, point, before)
-        counts[status] += 1
-        record = store.read(path) if status in (*store.ENDED, "failed") else None
-        if status == "finished before":
-            cell.append(found[point.run.key])
-        elif record and status in store.ENDED:
-            cell.append(record.result["score"])
-        elif status == "failed":
-            problems.append(f"failed: {point.run.label}: {record.result['error'] if record else '?'} ({path})")
-        elif status == "elsewhere":
-            problems.append(f"in training by another process: {point.run.label}")
+        result, path = results.ended.get(point.run.key), results.folder(point)
+        if result is None:
+            counts["without a result"] += 1
+            holder = lock.holder(path)
+            missing.append(f"{f'in training by {holder}' if holder else 'not trained'}: {point.run.label}")
+        elif result["status"] == "failed":
+            counts["failed"] += 1
+            failed.append(f"failed: {point.run.label}: {result['error']} ({path})")
         else:
-            problems.append(f"not trained: {point.run.label}")
+            counts["finished before" if point.run.key in before else result["status"]] += 1
+            scores.setdefault((point.run.base_lr, point.run.batch_size), []).append(result["score"])
     if len({setting(point.run) for point in grid.points}) == 1:
         _print_scores(scores)
     elif grid.figures:
         print("to see them: python src/figures.py")
     print(", ".join(f"{n} {status}" for status, n in counts.items()))
-    for line in problems:
+    for line in failed + few(missing, "without a result: "):
         print(line, file=sys.stderr)
 
 
 def _print_scores(scores: dict[tuple[float, int], list[float]]) -> None:
-    scores = {cell: values for cell, values in scores.items() if values}
     if len(scores) < 2:
         return
     sizes = sorted({m for _, m in scores})

@@ -24,7 +24,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import store
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, SmallBatchError, one_line
 from smallbatch.files import write_text
 from smallbatch.run import Run
 from smallbatch.store import Record, Row
@@ -34,6 +34,13 @@ WAIT = 30.0  # seconds that W&B gets to take a run, and that the end of a proces
 INTERRUPTED = 255  # wandb's own exit code for Ctrl-C
 
 Say = Callable[[str], None]
+
+
+class WandbError(SmallBatchError):
+    """What W&B or the way to it raised, of many kinds, in one line."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"W&B: {one_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -282,7 +289,7 @@ class Worker:
         if self.gave_up:
             return
         self.gave_up = True
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
         say(f"W&B: {reason}; not logged from here on, training is not affected. Later: python src/publish.py")
 
 

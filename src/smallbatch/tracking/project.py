@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from smallbatch import store
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, one_line
 from smallbatch.run import Run
 from smallbatch.store import Record, Row
 from smallbatch.tracking.live import Place, login, open_run
@@ -44,7 +44,7 @@ def records(place: Place, api: Any = None) -> dict[str, Record]:
             if record and record.result["status"] in store.ENDED:
                 found[record.run.key] = record
     except ValueError as error:  # how wandb says that there is no such project
-        raise ConfigError(f"wandb.project={place.project}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"wandb.project={place.project}: {one_line(error)}") from None
     return found
 
 

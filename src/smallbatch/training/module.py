@@ -12,16 +12,15 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, one_line
 from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import TestBlocks, TrainBlocks, block_size, halves, statistics_batches
 from smallbatch.models import accepted, build, check_call, locate
 from smallbatch.models.norm import precise_statistics
 from smallbatch.run import Run
+from smallbatch.store import Row
 from smallbatch.training.schedule import factor
 from smallbatch.training.score import scored_epochs
-
-Row = dict[str, float]
 
 
 def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
@@ -212,7 +211,7 @@ def trial(run: Run, images: Images) -> None:
     try:
         logits = network(torch.zeros(m, shape[2], shape[0], shape[1]))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = one_line(error)
         raise ConfigError(f"{where}: the network cannot take images of {shape[0]}×{shape[1]}: {reason}") from None
     if logits.shape != (m, images.classes):
         raise ConfigError(f"{where}: the network gives {tuple(logits.shape)} instead of ({m}, {images.classes})")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, one_line
 from smallbatch.run import Run
 
 Shape = tuple[int, ...]  # height, width, channels
@@ -90,7 +90,7 @@ def measure(run: Run, shape: Shape, classes: int) -> Rate:
     try:
         return Rate(_seconds_each(train, PATIENCE), _seconds_each(test, PATIENCE / 3))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = one_line(error)
         raise ConfigError(f"{label(run, shape)}: the network cannot take these images: {reason}") from None
     finally:
         torch.set_num_threads(threads)

@@ -1,0 +1,111 @@
+"""One grammar: a word key=value is a setting in every command, and choosing by a result has its own option."""
+
+import sys
+
+import pytest
+
+import figures
+import plan
+import publish
+import report
+import runs
+from smallbatch import cli, store
+from smallbatch.config import ConfigError
+from smallbatch.grid.expand import expand
+
+GRID = ["figure=fig01", "scale=smoke", "batch_size=2,8", "base_lr=2**-9,2**-8"]
+COMMANDS = {"figures": (figures, []), "plan": (plan, []), "publish": (publish, []), "report": (report, []),
+            "list": (runs, ["list"]), "export": (runs, ["export", "file.jsonl"])}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four runs of figure 1 with scores 0.5 to 0.8, and one of no figure."""
+    path = tmp_path_factory.mktemp("runs")
+    points = [*expand(GRID).points, *expand(["batch_size=4", "base_lr=2**-9", "epochs=3", "data.test_size=50"]).points]
+    for i, point in enumerate(points):
+        row = dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy", "updates", "epoch"), 1)
+        result = {"status": "finished", "score": 0.5 + i / 10, "chance": 0.1, "seconds": 3.0}
+        result |= {"train_images": point.images.train_size, "test_images": point.images.test_size}
+        place = store.folder(path, point.run)
+        place.mkdir()
+        store.write_result(place, point.run, [row], result)
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        status: object = 0
+        try:
+            module.main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_store_and_says_in_one_line_that_there_is_nothing(name, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module, first = COMMANDS[name]
+    if name == "plan":
+        assert command(plan, *GRID, f"store={tmp_path / 'none'}", "batch_size=2,8")[0] == 0
+        return
+    status, _ = command(module, *first, f"store={tmp_path / 'none'}", "wandb.mode=offline")
+    assert "none" in str(status)
+    assert "\n" not in str(status)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_refuses_what_is_no_setting(name, command, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(publish.live, "settled", lambda place, say: place)
+    module, first = COMMANDS[name]
+    figure = ["figure=fig01", "scale=smoke"] if name in ("plan", "report") else []
+    status, _ = command(module, *first, *figure, f"store={folder}", "batchsize=2")
+    assert "batchsize" in str(status)
+    assert "did you mean batch_size?" in str(status)
+    assert "\n" not in str(status)
+
+
+def listed(command, folder, *words):
+    status, output = command(runs, "list", f"store={folder}", *words)
+    return output.count("finished") if status == 0 else status
+
+
+def test_words_are_settings_that_runs_have(command, folder):
+    assert listed(command, folder) == 5
+    assert listed(command, folder, "model=alexnet", "batch_size=2,8") == 4
+    assert listed(command, folder, "base_lr=1/512", "data.augment=false", "data.test_size=null") == 2
+    assert listed(command, folder, "machine.threads=3", "progress=false") == 5  # no part of a run
+
+
+def test_words_that_name_figures_mean_the_figures_runs(command, folder):
+    assert listed(command, folder, "figure=fig01", "scale=smoke") == 4
+    assert listed(command, folder, "figure=fig01", "scale=smoke", "batch_size=8") == 2
+
+
+def test_where_chooses_by_any_column(command, folder):
+    assert listed(command, folder, "--where", "score > 0.65") == 3
+    assert listed(command, folder, "--where", "`data.test_size` == 50") == 1
+    assert "a result, no setting; choose by --where" in str(listed(command, folder, "score=0.5"))
+
+
+@pytest.mark.parametrize("query", ["score >", "nothing > 1", "score", "@sys"])
+def test_a_query_that_cannot_be_is_one_line(command, folder, query):
+    status = str(listed(command, folder, "--where", query))
+    assert status.startswith(f"error: --where {query!r}: ")
+    assert "\n" not in status
+
+
+def test_words_are_sorted_into_runs_and_the_rest():
+    words, cfg = cli.sort(
+        ["batch_size=2", "store=x", "wandb.project=mine", "hydra/launcher=local", "machine.threads=7"]
+    )
+    assert words == ["batch_size=2"]
+    assert (cfg.store, cfg.wandb.project, cfg.machine.threads) == ("x", "mine", 7)
+    with pytest.raises(ConfigError, match=r"wandb.projekt.*did you mean wandb.project\?"):
+        cli.sort(["wandb.projekt=mine"])

@@ -9,17 +9,17 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, Preparation
 from smallbatch.data import folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
-from smallbatch.data.folders import FileSplit, Preparation
+from smallbatch.data.folders import FileSplit
 from smallbatch.data.sources import PUBLISHED
 from smallbatch.files import write_text
 
@@ -89,7 +89,7 @@ class Description:
         sizes = (self.train_size, self.test_size)
         train, test = (None if used == whole else used for used, whole in zip(sizes, self.full, strict=True))
         identity = {"name": self.name, "fingerprint": self.fingerprint, "train_size": train, "test_size": test}
-        return identity | (self.preparation.identity if self.preparation else {})
+        return identity | (asdict(self.preparation) if self.preparation else {})
 
 
 def describe(data: dict[str, Any]) -> Description:

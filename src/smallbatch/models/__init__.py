@@ -23,11 +23,11 @@ def build(run: Run, channels: int, classes: int) -> nn.Module:
     """
     settings = {k: v for k, v in run.model.items() if k not in ("_target_", "name")}
     target = locate(run.model["_target_"], "model")
-    norm = Normalization(**run.norm, bn_batch_size=run.bn_batch_size or run.batch_size)
+    norm = Normalization(**vars(run.norm), bn_batch_size=run.bn_batch_size or run.batch_size)
     offered = {"classes": classes, "channels": channels, "norm": norm}
     taken = accepted(target, offered)
-    if "norm" not in taken and run.norm["kind"] != "none":
-        raise ConfigError(f"norm={run.norm['kind']}: {run.model['_target_']} takes no argument `norm`; use norm=none")
+    if "norm" not in taken and run.norm.kind != "none":
+        raise ConfigError(f"norm={run.norm.kind}: {run.model['_target_']} takes no argument `norm`; use norm=none")
     check_call(target, {**settings, **taken}, "model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)

@@ -14,18 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, Norm
 
 
-@dataclass(frozen=True)
-class Normalization:
+@dataclass(frozen=True, kw_only=True)
+class Normalization(Norm):
     """The `norm` config, bound to a BN batch: makes the layers that a network asks for."""
 
-    kind: str
-    layers: str
-    eps: float
-    memory: int
-    groups: int
     bn_batch_size: int
 
     def __call__(self, features: int, dense: bool = False) -> nn.Module:

@@ -162,7 +162,7 @@ class SmallBatch(pl.LightningModule):
 
         The halves let a best be chosen on one and reported on the other. All are chance where the epoch diverged.
         """
-        normalised = self.run.norm["kind"] == "batch"
+        normalised = self.run.norm.kind == "batch"
         names = ["", "_a", "_b", *(["_precise"] if normalised else [])]
         if self.diverged:
             return {f"test_accuracy{name}": 1 / self.images.classes for name in names}

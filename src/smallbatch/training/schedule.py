@@ -1,10 +1,11 @@
 """The learning rate's factor against progress, counted in updates (paper, section 5)."""
 
 import math
-from typing import Any
+
+from smallbatch.config import Schedule
 
 
-def factor(schedule: dict[str, Any], update: int, total: int) -> float:
+def factor(schedule: Schedule, update: int, total: int) -> float:
     """Factor on the learning rate for update `update` (from 0) of `total`.
 
     steps: ×drop_factor from each share in `drops` on; cosine: to 0; constant: 1. With warm-up the
@@ -12,11 +13,10 @@ def factor(schedule: dict[str, Any], update: int, total: int) -> float:
     the usual schedule goes on where it would have been without.
     """
     done = update / total
-    if done < schedule["warmup"]:
-        start: float = schedule["warmup_start"]
-        return start + (1 - start) * done / schedule["warmup"]
-    if schedule["kind"] == "cosine":
+    if done < schedule.warmup:
+        return schedule.warmup_start + (1 - schedule.warmup_start) * done / schedule.warmup
+    if schedule.kind == "cosine":
         return (1 + math.cos(math.pi * done)) / 2
-    if schedule["kind"] == "steps":
-        return math.prod(schedule["drop_factor"] for drop in schedule["drops"] if done >= drop)
+    if schedule.kind == "steps":
+        return math.prod(schedule.drop_factor for drop in schedule.drops if done >= drop)
     return 1.0

@@ -1,8 +1,6 @@
 """Images as memory-mapped arrays that parallel runs share, named by a fingerprint of their content."""
 
 import hashlib
-import importlib
-import inspect
 import json
 import os
 import shutil
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from smallbatch.compose import check_call, locate
 from smallbatch.config import ConfigError, Preparation
 from smallbatch.data import folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
@@ -235,16 +234,8 @@ def _shape(folder: Path) -> tuple[int, ...]:
 
 def _call(arguments: dict[str, Any]) -> Path:
     """Call the source function that `_target_` names with its arguments."""
-    target = arguments.pop("_target_")
-    module, _, name = target.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"data._target_={target}: cannot be imported ({error})") from None
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"data: {target} does not take these settings: {error}") from None
+    function = locate(arguments.pop("_target_"), "data")
+    check_call(function, arguments, "data")
     return Path(function(**arguments))
 
 

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from smallbatch.compose import accepted, check_call, locate
 from smallbatch.config import ConfigError, one_line
 from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import TestBlocks, TrainBlocks, block_size, halves, statistics_batches
-from smallbatch.models import accepted, build, check_call, locate
+from smallbatch.models import build
 from smallbatch.models.norm import precise_statistics
 from smallbatch.run import Run
 from smallbatch.store import Row

@@ -88,7 +88,11 @@ def no_setting(key: str, cfg: DictConfig) -> str:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """`did you mean X? `, if one of the names is near the word, or nothing."""
+    """A question with the name that is nearest to a word, or nothing.
+
+    >>> did_you_mean("batchsize", ["epochs", "batch_size"])
+    'did you mean batch_size? '
+    """
     close = get_close_matches(word, list(names), 1)
     return f"did you mean {close[0]}? " if close else ""
 
@@ -97,6 +101,9 @@ def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
     """Axes by key, values as typed, and the overrides that are no axis (`+new=…`, `~gone`), by Hydra's grammar.
 
     Raises ConfigError.
+
+    >>> parse_words(["batch_size=2,4", "base_lr=1/512"])
+    ({'batch_size': ['2', '4'], 'base_lr': ['1/512']}, [])
     """
     axes: Axes = {}
     plain = []

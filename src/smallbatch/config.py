@@ -303,9 +303,10 @@ _POWER = re.compile(rf"\s*({_NUMBER})\s*(?:(/|\*\*)\s*({_NUMBER})\s*)?")
 
 
 def parse_power(value: float | str) -> float:
-    """A number written as a float, a fraction `1/512` or a power `2**-9`.
+    """A number written as a float, a fraction or a power. Raises ConfigError for anything else.
 
-    Raises ConfigError for anything else.
+    >>> parse_power("1/512") == parse_power("2**-9") == parse_power(0.001953125)
+    True
     """
     match = _POWER.fullmatch(str(value))
     try:
@@ -320,6 +321,10 @@ def parse_power(value: float | str) -> float:
 
 
 def format_power(value: float) -> str:
-    """`2^-9` for a power of two, else the shortest decimal that reads back equal."""
+    """A power of two as one, else the shortest decimal that reads back equal.
+
+    >>> format_power(1 / 512), format_power(0.003)
+    ('2^-9', '0.003')
+    """
     mantissa, exponent = math.frexp(value)
     return f"2^{exponent - 1}" if mantissa == 0.5 else repr(float(value)).removesuffix(".0")

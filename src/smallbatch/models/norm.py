@@ -44,6 +44,10 @@ class GhostBatchNorm(nn.Module):
     in images whatever the BN batch, and evaluation never sees groups.
 
     Raises ConfigError if m is no multiple of `bn_batch_size` or a group has one value per channel.
+
+    >>> x = torch.tensor([[1.0], [3.0], [10.0], [30.0]])  # two groups of two, each normalised by itself
+    >>> GhostBatchNorm(1, bn_batch_size=2)(x).flatten().round(decimals=3).tolist()
+    [-1.0, 1.0, -1.0, 1.0]
     """
 
     running_mean: Tensor

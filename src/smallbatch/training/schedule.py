@@ -11,6 +11,11 @@ def factor(schedule: Schedule, update: int, total: int) -> float:
     steps: ×drop_factor from each share in `drops` on; cosine: to 0; constant: 1. With warm-up the
     factor rises linearly from `warmup_start` to 1 over the first share `warmup` (figs 10, 11), then
     the usual schedule goes on where it would have been without.
+
+    >>> [factor(Schedule(), update, 100) for update in (0, 50)]
+    [1, 0.1]
+    >>> [factor(Schedule(warmup=0.1, warmup_start=0.5), update, 100) for update in (0, 5, 10)]
+    [0.5, 0.75, 1]
     """
     done = update / total
     if done < schedule.warmup:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ FORK.set_forkserver_preload(["pytest", "wandb", "smallbatch.training.fit", "smal
 
 settings.register_profile("smallbatch", deadline=None)
 settings.load_profile("smallbatch")
+
+
+@pytest.fixture(autouse=True)
+def _denormals():
+    """Training in this process turns them off, and hypothesis needs them."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 def tiny_arrays(train: int = 20, test: int = 10, side: int = 4, channels: int = 3, classes: int = 4) -> dict:

@@ -154,12 +154,12 @@ def settings(run: Run) -> dict:
     return {
         "network": network(run.model),
         "data": (run.data["name"], run.data["train_size"], run.data["test_size"], run.data["augment"]),
-        "norm": (norm["kind"], norm["layers"], norm["eps"], norm["memory"]) if norm["kind"] != "none" else "none",
+        "norm": (norm.kind, norm.layers, norm.eps, norm.memory) if norm.kind != "none" else "none",
         "optimizer": (optimizer["_target_"], optimizer["momentum"], optimizer["nesterov"]),
         "weight decay": run.weight_decay,
         "epochs": run.epochs,
-        "schedule": (schedule["kind"], schedule["drops"], schedule["drop_factor"]),
-        "warm-up": (schedule["warmup"], schedule["warmup_start"]),
+        "schedule": (schedule.kind, schedule.drops, schedule.drop_factor),
+        "warm-up": (schedule.warmup, schedule.warmup_start),
         "precision": run.precision,
     }
 
@@ -216,10 +216,10 @@ def test_the_learning_rate_of_a_sweep_turns_where_the_paper_says(figure):
 @pytest.mark.parametrize(
     ("figure", "other", "change"),
     [
-        ("fig06", "fig05", lambda run: {"norm": run.norm | {"layers": "conv"}}),
+        ("fig06", "fig05", lambda run: {"norm": replace(run.norm, layers="conv")}),
         ("fig07", "fig08", lambda run: {"data": run.data | {"augment": False}}),
-        ("fig10", "fig08", lambda run: {"schedule": run.schedule | {"warmup": 0.05}}),
-        ("fig11", "fig09", lambda run: {"schedule": run.schedule | {"warmup": 0.05}}),
+        ("fig10", "fig08", lambda run: {"schedule": replace(run.schedule, warmup=0.05)}),
+        ("fig11", "fig09", lambda run: {"schedule": replace(run.schedule, warmup=0.05)}),
         ("fig17", "fig08", lambda run: {"epochs": 41}),
         ("fig18", "fig08", lambda run: {"epochs": 164}),
     ],

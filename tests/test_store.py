@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from smallbatch import lock, store
+from smallbatch.config import Norm, Schedule
 from smallbatch.files import replacing, write_text
 from smallbatch.run import Run
 from smallbatch.store import DamagedRun
@@ -18,9 +19,9 @@ def make(seed: int = 0) -> Run:
     return Run(
         model={"_target_": "smallbatch.models.alexnet.AlexNet", "name": "alexnet"},
         data={"name": "digits", "fingerprint": "0123", "train_size": 64, "test_size": None, "augment": False},
-        norm={"kind": "none", "layers": "all", "eps": 1e-5, "memory": 1280, "groups": 8},
+        norm=Norm(),
         optimizer={"_target_": "torch.optim.SGD", "name": "sgd", "momentum": 0.0, "nesterov": False},
-        schedule={"kind": "steps", "drops": [0.5], "drop_factor": 0.1, "warmup": 0.0, "warmup_start": 1 / 32},
+        schedule=Schedule(drops=[0.5]),
         batch_size=8, base_lr=2**-9, bn_batch_size=None, epochs=3, weight_decay=5e-4, seed=seed, precision="32-true",
     )  # fmt: skip
 
@@ -141,6 +142,21 @@ def _lose_rows(path: Path) -> None:
 
 def _lose_config(path: Path) -> None:
     (path / "config.json").unlink()
+
+
+def test_a_folder_sealed_before_a_setting_existed_is_sound(tmp_path):
+    """A new setting at its default changes no key, and must not break the checksums of the runs that are there."""
+    path = write(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    del config["norm"]["layers"]
+    result = json.loads((path / "result.json").read_text())
+    del result["sha256"]
+    sealed = result | {"sha256": store._seal(config, (path / "epochs.csv").read_text(), result)}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "result.json").write_text(json.dumps(sealed))
+    record = store.read(path)
+    assert record is not None
+    assert record.run == make()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
+import inspect
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,6 +9,7 @@ from copy import deepcopy
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -85,7 +88,11 @@ def no_setting(key: str, cfg: DictConfig) -> str:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """`did you mean X? `, if one of the names is near the word, or nothing."""
+    """A question with the name that is nearest to a word, or nothing.
+
+    >>> did_you_mean("batchsize", ["epochs", "batch_size"])
+    'did you mean batch_size? '
+    """
     close = get_close_matches(word, list(names), 1)
     return f"did you mean {close[0]}? " if close else ""
 
@@ -94,6 +101,9 @@ def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
     """Axes by key, values as typed, and the overrides that are no axis (`+new=…`, `~gone`), by Hydra's grammar.
 
     Raises ConfigError.
+
+    >>> parse_words(["batch_size=2,4", "base_lr=1/512"])
+    ({'batch_size': ['2', '4'], 'base_lr': ['1/512']}, [])
     """
     axes: Axes = {}
     plain = []
@@ -113,3 +123,30 @@ def _values(override: Override) -> list[str]:
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
         raise ConfigError(f"{override.input_line}: glob is not supported; list the values")
     return [str(value) for value in override.sweep_string_iterator()]
+
+
+def locate(path: str, where: str) -> Any:
+    """The class or function that a `_target_` names. Raises ConfigError."""
+    try:
+        # Hydra's own get_object would log an error of its own beside ours.
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}._target_={path}: cannot be imported ({error})") from None
+    if not callable(found):
+        raise ConfigError(f"{where}._target_={path}: is no class or function")
+    return found
+
+
+def accepted(target: Any, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that a callable takes."""
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {k: v for k, v in offered.items() if open_ended or k in parameters}
+
+
+def check_call(target: Any, arguments: dict[str, Any], where: str, *positional: Any) -> None:
+    """Raise ConfigError, naming what does not fit, unless `target` takes these arguments."""
+    try:
+        inspect.signature(target).bind(*positional, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {target.__module__}.{target.__qualname__}: {error}") from None

@@ -3,11 +3,11 @@
 import math
 import re
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum, auto
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 class SmallBatchError(Exception):
@@ -35,13 +35,58 @@ class TrainsNothing(ConfigError):
     """The figures asked for are drawn from other runs, or computed."""
 
 
-NormKind = Enum("NormKind", ["none", "batch", "group"])
-NormLayers = Enum("NormLayers", ["all", "conv"])
-ScheduleKind = Enum("ScheduleKind", ["steps", "constant", "cosine"])
-Draw = Enum("Draw", ["sweep", "convergence", "bn_batch", "best", "range", "paths"])
-LoggerKind = Enum("LoggerKind", ["none", "wandb"])
-WandbMode = Enum("WandbMode", ["online", "offline", "disabled"])
-Precision = Enum("Precision", {"32-true": "32-true", "64-true": "64-true", "bf16-mixed": "bf16-mixed"})
+# Hydra reads and writes the names of an enum, JSON its values: both are the same words.
+class NormKind(StrEnum):
+    """What normalises: nothing, batches (or ghost batches) of images, or groups of channels."""
+
+    none = auto()
+    batch = auto()
+    group = auto()
+
+
+class NormLayers(StrEnum):
+    """Behind which layers: convolutions and fully-connected ones, or convolutions only."""
+
+    all = auto()
+    conv = auto()
+
+
+class ScheduleKind(StrEnum):
+    """How the learning rate falls."""
+
+    steps = auto()
+    constant = auto()
+    cosine = auto()
+
+
+class Draw(StrEnum):
+    """How a figure is drawn."""
+
+    sweep = auto()
+    convergence = auto()
+    bn_batch = auto()
+    best = auto()
+    range = auto()
+    paths = auto()
+
+
+class LoggerKind(StrEnum):
+    """Where runs are shown, besides the store."""
+
+    none = auto()
+    wandb = auto()
+
+
+class WandbMode(StrEnum):
+    """W&B's own words."""
+
+    online = auto()
+    offline = auto()
+    disabled = auto()
+
+
+# Lightning's words: with a dash they cannot be names in a class.
+Precision = StrEnum("Precision", ["32-true", "64-true", "bf16-mixed"])
 
 
 @dataclass
@@ -70,15 +115,22 @@ class Torchvision:
     name: str = "${.network}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Norm:
-    """Normalisation; ghost batch norm is `kind: batch` with a `bn_batch_size` below `batch_size`."""
+    """Normalisation; ghost batch norm is `kind: batch` with a `bn_batch_size` below `batch_size`.
+
+    Enums may be given as words. Raises ValueError for another word.
+    """
 
     kind: NormKind = NormKind.none
     layers: NormLayers = NormLayers.all  # AlexNet: conv and fully-connected layers, or conv only
     eps: float = 1e-5
     memory: int = 1280  # images remembered by the running statistics
     groups: int = 8  # of channels, group normalisation only
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", NormKind(self.kind))
+        object.__setattr__(self, "layers", NormLayers(self.layers))
 
 
 @dataclass
@@ -101,15 +153,21 @@ class ArraysData(Data):
 
 
 @dataclass
-class FolderData(Data):
-    """Image files in `path`/train/CLASS/ and `path`/val/CLASS/, cropped to squares when they are read."""
+class Preparation:
+    """How an image file becomes side × side × 3 pixels."""
 
-    path: str = MISSING
-    side: int = 224  # of the squares, in pixels
+    side: int = 224  # of the square, in pixels
     resize: list[int] | None = None  # shorter side before a random crop; null: side × [256, 480] / 224
     test_resize: int | None = None  # and before the centre crop; null: side × 256 / 224
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # ImageNet's, in [0, 1]
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+
+@dataclass
+class FolderData(Preparation, Data):
+    """Image files in `path`/train/CLASS/ and `path`/val/CLASS/, cropped to squares when they are read."""
+
+    path: str = MISSING
 
 
 @dataclass
@@ -132,15 +190,21 @@ class AdamW:
     eps: float = 1e-8
 
 
-@dataclass
+@dataclass(frozen=True)
 class Schedule:
-    """Factor on the learning rate against the share of all updates that is done."""
+    """Factor on the learning rate against the share of all updates that is done.
+
+    `kind` may be given as a word. Raises ValueError for another word.
+    """
 
     kind: ScheduleKind = ScheduleKind.steps
     drops: list[float] = field(default_factory=lambda: [0.5, 0.75])
     drop_factor: float = 0.1
     warmup: float = 0.0  # share of training with a linear rise; the paper's figs 10, 11 use 0.05
     warmup_start: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", ScheduleKind(self.kind))
 
 
 @dataclass
@@ -173,7 +237,7 @@ class Wandb:
 
 @dataclass
 class Figure:
-    """A named set of runs and how it is drawn (see `grid.py` for how its parts combine)."""
+    """A named set of runs and how it is drawn (see `grid/expand.py` for how its parts combine)."""
 
     name: str = MISSING
     title: str = MISSING
@@ -224,10 +288,13 @@ class Config:
 def register() -> None:
     """Make the schemas known to Hydra, as `config_schema` and the group `schema`."""
     store = ConfigStore.instance()
-    store.store(name="config_schema", node=Config)
+    config = OmegaConf.structured(Config)
+    for name in ("norm", "schedule"):
+        OmegaConf.set_readonly(config[name], None)  # a run's are frozen, but a config's can be set
+    store.store(name="config_schema", node=config)
     networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW)
     data = (Data, ArraysData, DigitsData, FolderData)
-    for node in (*networks, *data, *optimizers, Norm, Schedule, Machine, Figure, Scale):
+    for node in (*networks, *data, *optimizers, Figure):
         store.store(group="schema", name=node.__name__.lower(), node=node)
 
 
@@ -236,9 +303,10 @@ _POWER = re.compile(rf"\s*({_NUMBER})\s*(?:(/|\*\*)\s*({_NUMBER})\s*)?")
 
 
 def parse_power(value: float | str) -> float:
-    """A number written as a float, a fraction `1/512` or a power `2**-9`.
+    """A number written as a float, a fraction or a power. Raises ConfigError for anything else.
 
-    Raises ConfigError for anything else.
+    >>> parse_power("1/512") == parse_power("2**-9") == parse_power(0.001953125)
+    True
     """
     match = _POWER.fullmatch(str(value))
     try:
@@ -253,6 +321,10 @@ def parse_power(value: float | str) -> float:
 
 
 def format_power(value: float) -> str:
-    """`2^-9` for a power of two, else the shortest decimal that reads back equal."""
+    """A power of two as one, else the shortest decimal that reads back equal.
+
+    >>> format_power(1 / 512), format_power(0.003)
+    ('2^-9', '0.003')
+    """
     mantissa, exponent = math.frexp(value)
     return f"2^{exponent - 1}" if mantissa == 0.5 else repr(float(value)).removesuffix(".0")

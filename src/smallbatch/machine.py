@@ -11,7 +11,9 @@ from typing import Any
 
 def processes() -> int:
     """How many runs `hydra/launcher=local` has at a time."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from joblib import cpu_count  # knows the limits of containers too
+
+    return int(cpu_count())
 
 
 @lru_cache(maxsize=1)

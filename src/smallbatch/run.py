@@ -44,9 +44,9 @@ class Run:
 
     model: dict[str, Any]
     data: dict[str, Any]
-    norm: dict[str, Any]
+    norm: Norm
     optimizer: dict[str, Any]
-    schedule: dict[str, Any]
+    schedule: Schedule
     batch_size: int
     base_lr: float
     bn_batch_size: int | None
@@ -65,19 +65,28 @@ class Run:
     @property
     def label(self) -> str:
         """For people: `alexnet digits m=8 η̃=2^-9 s=0`."""
-        norm = "" if self.norm["kind"] == "none" else f" {self.norm['kind']}-norm"
+        norm = "" if self.norm.kind == "none" else f" {self.norm.kind}-norm"
         ghost = f" b={self.bn_batch_size}" if self.bn_batch_size else ""
         rate = format_power(self.base_lr)
         return f"{self.model['name']} {self.data['name']}{norm} m={self.batch_size}{ghost} η̃={rate} s={self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as stored in a run folder."""
-        return asdict(self)
+        return asdict(self, dict_factory=_plain)
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Run":
-        """The inverse of `to_dict`. Raises TypeError where fields are missing or unknown."""
-        return cls(**stored)
+        """The inverse of `to_dict`. Raises TypeError where fields are missing or unknown, ValueError for unknown words.
+
+        Settings of `norm` and `schedule` that did not exist when the run was stored are at their defaults.
+        """
+        groups = {"norm": Norm, "schedule": Schedule}
+        typed = {name: kind(**stored[name]) for name, kind in groups.items() if name in stored}
+        return cls(**{**stored, **typed})
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Enum) else value for name, value in items}
 
 
 _SCHEMAS = {node._target_: node for node in (AlexNet, ResNet, Torchvision, SGD, AdamW)}
@@ -88,8 +97,9 @@ def _without_defaults(node: dict[str, Any], schema: Any) -> dict[str, Any]:
     defaults = {}
     for item in fields(schema) if schema else ():
         defaults[item.name] = item.default_factory() if item.default_factory is not NO_DEFAULT else item.default
-    plain = {k: v.name if isinstance(v, Enum) else v for k, v in defaults.items()}
-    return {k: v for k, v in node.items() if k == "_target_" or (k != "name" and (k not in plain or plain[k] != v))}
+    return {
+        k: v for k, v in node.items() if k == "_target_" or (k != "name" and (k not in defaults or defaults[k] != v))
+    }
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -97,8 +107,8 @@ def identity(run: Run) -> dict[str, Any]:
     groups = {
         "model": _without_defaults(run.model, _SCHEMAS.get(run.model["_target_"])),
         "optimizer": _without_defaults(run.optimizer, _SCHEMAS.get(run.optimizer["_target_"])),
-        "schedule": _without_defaults(run.schedule, Schedule),
-        "norm": _without_defaults(run.norm, Norm) if run.norm["kind"] != "none" else {},
+        "schedule": _without_defaults(vars(run.schedule), Schedule),
+        "norm": _without_defaults(vars(run.norm), Norm) if run.norm.kind != "none" else {},
         "data": _without_defaults(run.data, FolderData),
     }
     scalars = {f.name: getattr(run, f.name) for f in fields(Run) if f.name not in groups}
@@ -130,8 +140,8 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
         raise ConfigError(f"{error.full_key}: {why}") from None
     base_lr = parse_power(plain["base_lr"])
     m, epochs = plain["batch_size"], plain["epochs"]
-    norm = plain["norm"]
-    counts = {"batch_size": m, "epochs": epochs, "norm.memory": norm["memory"], "norm.groups": norm["groups"]}
+    norm, schedule = Norm(**plain["norm"]), Schedule(**plain["schedule"])
+    counts = {"batch_size": m, "epochs": epochs, "norm.memory": norm.memory, "norm.groups": norm.groups}
     for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"{name}={value}: must be at least 1")
@@ -142,7 +152,7 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
     _check_finite(plain)
     if plain["seed"] < 0:
         raise ConfigError(f"seed={plain['seed']}: must be zero or more")
-    _check_schedule(plain["schedule"])
+    _check_schedule(schedule)
     images = describe(plain["data"])
     if m > images.train_size:
         raise Undefined(
@@ -152,11 +162,13 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
     for group in ("model", "optimizer"):
         plain[group].setdefault("name", plain[group]["_target_"].rpartition(".")[2].lower())
     return Run(
-        **{name: plain[name] for name in ("model", "norm", "optimizer", "schedule", "epochs", "seed", "precision")},
+        **{name: plain[name] for name in ("model", "optimizer", "epochs", "seed", "precision")},
+        norm=norm,
+        schedule=schedule,
         data=images.identity | {"augment": plain["data"]["augment"]},
         batch_size=m,
         base_lr=base_lr,
-        bn_batch_size=_bn_batch_size(plain["bn_batch_size"], m, plain["norm"]["kind"]),
+        bn_batch_size=_bn_batch_size(plain["bn_batch_size"], m, norm.kind),
         weight_decay=float(plain["weight_decay"]),
     )
 
@@ -181,9 +193,9 @@ def _check_finite(plain: dict[str, Any]) -> None:
                 raise ConfigError(f"{group}.{name}={value}: must be finite")
 
 
-def _check_schedule(schedule: dict[str, Any]) -> None:
-    drops = schedule["drops"]
+def _check_schedule(schedule: Schedule) -> None:
+    drops = schedule.drops
     if drops != sorted(drops) or not all(0 < d < 1 for d in drops):
         raise ConfigError(f"schedule.drops={drops}: must rise and lie between 0 and 1")
-    if not 0 <= schedule["warmup"] < 1:
-        raise ConfigError(f"schedule.warmup={schedule['warmup']}: must lie in [0, 1)")
+    if not 0 <= schedule.warmup < 1:
+        raise ConfigError(f"schedule.warmup={schedule.warmup}: must lie in [0, 1)")

@@ -65,7 +65,7 @@ def write_result(path: Path, run: Run, rows: list[Row], result: dict[str, Any]) 
     """Write result.json last: from then on the run counts as done (unless it failed)."""
     write_config(path, run)
     write_rows(path, rows)
-    sealed = result | {"sha256": _seal(run, _rows_text(rows), result)}
+    sealed = result | {"sha256": _seal(run.to_dict(), _rows_text(rows), result)}
     write_text(path / "result.json", json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -78,12 +78,13 @@ def read(path: Path) -> Record | None:
     try:
         result = json.loads(text)
         seal = result.pop("sha256")
-        run = Run.from_dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        run = Run.from_dict(config)
         text = (path / "epochs.csv").read_text(encoding="utf-8")
         rows = _parse_rows(text)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedRun(f"{path}: unreadable ({type(error).__name__}: {error})") from None
-    if seal != _seal(run, text, result):
+    if seal != _seal(config, text, result):
         raise DamagedRun(f"{path}: the files do not match the checksum in result.json")
     if run.key != path.name:
         raise DamagedRun(f"{path}: holds the config of run {run.key}")
@@ -198,11 +199,11 @@ def timestamp() -> str:
 
 def seal(record: Record) -> str:
     """The checksum that result.json carries: it changes when a run is trained again."""
-    return _seal(record.run, _rows_text(record.rows), record.result)
+    return _seal(record.run.to_dict(), _rows_text(record.rows), record.result)
 
 
-def _seal(run: Run, rows: str, result: dict[str, Any]) -> str:
-    text = json.dumps([run.to_dict(), rows, result], sort_keys=True, ensure_ascii=False)
+def _seal(config: dict[str, Any], rows: str, result: dict[str, Any]) -> str:
+    text = json.dumps([config, rows, result], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

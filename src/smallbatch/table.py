@@ -111,13 +111,9 @@ def _text(value: Any) -> str:
     """As it would be typed: `true`, `null`, `12`; a whole column that pandas made float loses its `.0`."""
     if pd.isna(value):  # pandas turns None into NaN
         return "null"
-    return (
-        str(value).lower()
-        if isinstance(value, bool | np.bool_)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def differences(frame: pd.DataFrame) -> str:

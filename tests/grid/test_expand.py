@@ -38,7 +38,7 @@ def test_one_run_is_a_grid_of_one(grid, root):
 
 def test_groups_multiply_like_values_and_bring_their_own_settings(grid):
     found = grid("model=alexnet,resnet8", "norm=none,batch", "batch_size=8,16").points
-    seen = [(p.run.model["name"], p.run.norm["kind"], p.run.batch_size, p.run.weight_decay) for p in found]
+    seen = [(p.run.model["name"], p.run.norm.kind, p.run.batch_size, p.run.weight_decay) for p in found]
     decay = {"alexnet": 5e-4, "resnet8": 1e-4}
     expected = {(m, n, b, decay[m]) for m, n, b in product(decay, ["none", "batch"], [8, 16])}
     assert len(seen) == 8
@@ -47,7 +47,7 @@ def test_groups_multiply_like_values_and_bring_their_own_settings(grid):
 
 def test_ranges_and_lists_as_values_are_axes(grid):
     assert values(grid("seed=range(0,3)"), "seed") == [(0,), (1,), (2,)]
-    drops = [p.run.schedule["drops"] for p in grid("schedule.drops=[0.25,0.5,0.75],[0.9],[]").points]
+    drops = [p.run.schedule.drops for p in grid("schedule.drops=[0.25,0.5,0.75],[0.9],[]").points]
     assert drops == [[0.25, 0.5, 0.75], [0.9], []]
 
 
@@ -190,9 +190,9 @@ def test_figure_1_names_exactly_the_points_of_its_table(grid, scale):
     assert [figure.name for figure in found.figures] == ["fig01"]
     for point in found.points:
         run = point.run
-        assert (run.model["name"], run.norm["kind"], run.bn_batch_size) == ("alexnet", "none", None)
+        assert (run.model["name"], run.norm.kind, run.bn_batch_size) == ("alexnet", "none", None)
         assert (run.optimizer["name"], run.optimizer["momentum"], run.weight_decay) == ("sgd", 0, 5e-4)
-        assert (run.schedule["kind"], run.schedule["drops"], run.schedule["warmup"]) == ("steps", [0.5, 0.75], 0)
+        assert (run.schedule.kind, run.schedule.drops, run.schedule.warmup) == ("steps", [0.5, 0.75], 0)
         assert (run.data["name"], run.data["augment"], run.epochs) == (data, False, epochs)
         # The session's stand-in for CIFAR-10 has as many training and test images as `reduced` asks for.
         assert run.data["train_size"] == train_size
@@ -252,7 +252,7 @@ def test_a_figure_is_a_union_of_products_and_later_settings_win(root, composed):
 
     def found(*arguments: str) -> list[tuple]:
         grid = expand([f"data.root={root}", "figure=drawn", "scale=smoke", *arguments])
-        return sorted((p.run.norm["kind"], *rest) for p, rest in zip(grid.points, values(grid, *names), strict=True))
+        return sorted((p.run.norm.kind, *rest) for p, rest in zip(grid.points, values(grid, *names), strict=True))
 
     names = ("batch_size", "base_lr", "seed", "epochs")
     none = [("none", 2, 1, 1, 2), ("none", 4, 1, 1, 2)]

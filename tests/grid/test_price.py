@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import plan as plan_command
+from smallbatch.config import Norm
 from smallbatch.grid import price
 from smallbatch.grid.expand import expand
 from smallbatch.grid.price import Prices, expected_share, words
@@ -202,7 +203,7 @@ def test_a_plan_says_that_the_data_here_are_a_part_of_the_published(tmp_path, ro
 def test_what_is_measured_is_told_apart(points):
     run = points[0].run
     momentum = replace(run, optimizer=run.optimizer | {"name": "momentum"})
-    conv = replace(run, norm=run.norm | {"kind": "batch", "layers": "conv"})
+    conv = replace(run, norm=Norm("batch", layers="conv"))
     labels = [price.label(r, SHAPE) for r in (run, momentum, conv)]
     assert labels == [
         "alexnet, 32×32, m = 2",

@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, Norm, Schedule
 from smallbatch.models import build
 from smallbatch.models.norm import GhostBatchNorm, Normalization
 from smallbatch.models.resnet import Block, ResNet
 from smallbatch.run import Run
 
 ALEXNET = {"_target_": "smallbatch.models.alexnet.AlexNet", "name": "alexnet"}
-NORM = {"kind": "none", "layers": "all", "eps": 1e-5, "memory": 1280, "groups": 8}
+NO_NORM = Normalization(bn_batch_size=2)
 
 
 def resnet(depth: int) -> dict:
@@ -29,7 +29,7 @@ def torchvision(network: str) -> dict:
 
 def run(model: dict, kind: str = "none", **changes) -> Run:
     fields = {
-        "model": model, "norm": NORM | {"kind": kind}, "data": {}, "optimizer": {}, "schedule": {}, "batch_size": 4,
+        "model": model, "norm": Norm(kind), "data": {}, "optimizer": {}, "schedule": Schedule(), "batch_size": 4,
         "base_lr": 0.1, "bn_batch_size": None, "epochs": 1, "weight_decay": 0.0, "seed": 0, "precision": "32-true",
     }  # fmt: skip
     return Run(**fields | changes)
@@ -89,7 +89,7 @@ def test_norm_layers_start_as_the_identity():
 @pytest.mark.parametrize(("inputs", "outputs", "stride"), [(16, 16, 1), (16, 32, 2), (32, 64, 2), (3, 6, 2)])
 def test_shortcut_is_every_stride_th_pixel_between_channels_of_zeros(inputs, outputs, stride):
     """With the convolutions at zero a block is ReLU of its shortcut, here written pixel by pixel."""
-    block = Block(inputs, outputs, stride, Normalization(**NORM, bn_batch_size=2)).double()
+    block = Block(inputs, outputs, stride, NO_NORM).double()
     for parameter in block.parameters():
         parameter.detach().zero_()
     x = torch.randn(2, inputs, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -113,7 +113,7 @@ def test_resnet_has_its_depth_in_layers_and_halves_the_image_twice():
 @pytest.mark.parametrize("depth", [2, 7, 18, 0, -4])
 def test_a_depth_that_is_not_6n_plus_2_is_refused(depth):
     with pytest.raises(ConfigError, match=f"depth={depth}"):
-        ResNet(depth, 10, 3, Normalization(**NORM, bn_batch_size=2))
+        ResNet(depth, 10, 3, NO_NORM)
 
 
 CHANGES = [{"batch_size": 64}, {"base_lr": 2.0**-4}, {"bn_batch_size": 2}, {"epochs": 9}, {"weight_decay": 0.5}]
@@ -198,7 +198,7 @@ def test_a_bn_batch_makes_every_batch_norm_of_torchvision_s_a_ghost(resnet50):
 def test_every_batch_norm_becomes_the_norm_that_is_asked_for(network, kind, layer):
     with torch.device("meta"):
         count = sum(isinstance(m, nn.BatchNorm2d) for m in getattr(torchvision_models, network)().modules())
-    built = build(run(torchvision(network), kind, norm=NORM | {"kind": kind, "groups": 4}), 3, 10)
+    built = build(run(torchvision(network), kind, norm=Norm(kind, groups=4)), 3, 10)
     assert sum(isinstance(m, layer) for m in built.modules()) == count
     assert not any(isinstance(m, nn.BatchNorm2d) for m in built.modules())
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from smallbatch.models.norm import GhostBatchNorm, Normalization
 
 SHAPES = [(5,), (5, 3, 2), (3, 1, 4)]  # behind m: units, channels × height × width
 FLOAT64 = {"rtol": 1e-11, "atol": 1e-13}
-CHOICE = {"kind": "batch", "layers": "all", "eps": 1e-5, "memory": 1280, "groups": 8, "bn_batch_size": 4}
+CHOICE = Normalization(kind="batch", bn_batch_size=4)
 
 
 def layer(features: int, bn_batch_size: int, memory: int = 1280, as_on_gpu: bool = False) -> GhostBatchNorm:
@@ -200,7 +201,7 @@ def test_a_saved_state_continues_as_if_never_saved():
 
 @pytest.mark.parametrize("shape", [(16,), (16, 3, 2)])
 def test_group_norm_normalises_groups_of_channels_of_each_image(shape):
-    norm = Normalization(**CHOICE | {"kind": "group", "groups": 4})(16).double()
+    norm = replace(CHOICE, kind="group", groups=4)(16).double()
     x = batch(3, shape)
     grouped = x.reshape(3, 4, -1)
     var = ((grouped - grouped.mean(2, keepdim=True)) ** 2).mean(2, keepdim=True)
@@ -211,11 +212,11 @@ def test_group_norm_normalises_groups_of_channels_of_each_image(shape):
 @pytest.mark.parametrize("groups", [3, 0])
 def test_groups_that_do_not_divide_the_channels_are_refused(groups):
     with pytest.raises(ConfigError, match=f"norm.groups={groups}"):
-        Normalization(**CHOICE | {"kind": "group", "groups": groups})(16)
+        replace(CHOICE, kind="group", groups=groups)(16)
 
 
 def test_settings_reach_the_layer():
-    norm = Normalization(**CHOICE | {"eps": 0.5, "memory": 64})(16)
+    norm = replace(CHOICE, eps=0.5, memory=64)(16)
     assert isinstance(norm, GhostBatchNorm)
     assert (norm.bn_batch_size, norm.eps, norm.memory) == (4, 0.5, 64)
 
@@ -232,7 +233,7 @@ def test_settings_reach_the_layer():
 )
 def test_alexnet_is_normalised_where_chosen_and_biased_elsewhere(kind, layers, kinds):
     """5 convolutions, then 2 hidden layers; a bias only where no norm follows, and at the end."""
-    network = AlexNet(10, 3, Normalization(**CHOICE | {"kind": kind, "layers": layers}))
+    network = AlexNet(10, 3, replace(CHOICE, kind=kind, layers=layers))
     modules = [*network.features, *network.classifier]
     places = [i for i, module in enumerate(modules) if isinstance(module, nn.Conv2d | nn.Linear)]
     assert [type(modules[i + 1]) for i in places[:-1]] == kinds

@@ -12,7 +12,7 @@ import pytest
 
 from smallbatch import store
 from smallbatch.compose import compose
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, Norm, Schedule
 from smallbatch.run import Run
 from smallbatch.store import Record
 from smallbatch.table import table
@@ -25,9 +25,9 @@ def make(batch_size=8, status="finished", loss=0.5, momentum=0.0) -> Record:
     run = Run(
         model={"_target_": "smallbatch.models.alexnet.AlexNet", "name": "alexnet"},
         data={"name": "digits", "fingerprint": "0" * 16, "train_size": None, "test_size": None, "augment": False},
-        norm={"kind": "none", "layers": "all", "eps": 1e-5, "memory": 1280, "groups": 8},
+        norm=Norm(),
         optimizer={"_target_": "mine.SGD", "name": "mine", "momentum": momentum},
-        schedule={"kind": "steps", "drops": [0.5], "drop_factor": 1.0, "warmup": 0.0, "warmup_start": 0.5},
+        schedule=Schedule(drops=[0.5], drop_factor=1.0, warmup_start=0.5),
         batch_size=batch_size,
         base_lr=1 / 256,
         bn_batch_size=None,

@@ -1,6 +1,7 @@
 """The learning rate's factor and the score, against definitions in exact fractions."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smallbatch.config import Schedule
 from smallbatch.training.schedule import factor
 from smallbatch.training.score import score
 
-STEPS = {"kind": "steps", "drops": [0.5, 0.75], "drop_factor": 0.1, "warmup": 0.0, "warmup_start": 1 / 32}
+STEPS = Schedule("steps", [0.5, 0.75], 0.1, warmup=0.0, warmup_start=1 / 32)
 exactly = {"rel": 1e-15, "abs": 0}
 
 
@@ -31,13 +33,13 @@ def test_steps_of_an_odd_total_drop_at_the_first_update_behind_the_share():
 def test_a_drop_at_a_whole_update_falls_on_that_update(share):
     share = Fraction(share)
     for total in range(share.denominator, 100 * share.denominator, share.denominator):
-        schedule, at = STEPS | {"drops": [float(share)]}, int(share * total)
+        schedule, at = replace(STEPS, drops=[float(share)]), int(share * total)
         assert (factor(schedule, at - 1, total), factor(schedule, at, total)) == (1, 0.1), total
 
 
 @pytest.mark.parametrize("total", [200, 1000, 12345])
 def test_warmup_rises_linearly_from_a_32nd_over_the_first_twentieth_then_the_usual_steps_follow(total):
-    schedule = STEPS | {"warmup": 0.05}
+    schedule = replace(STEPS, warmup=0.05)
     for update in range(total):
         share = Fraction(update, total)
         if share < Fraction(1, 20):
@@ -49,15 +51,15 @@ def test_warmup_rises_linearly_from_a_32nd_over_the_first_twentieth_then_the_usu
 
 @pytest.mark.parametrize("kind", ["constant", "cosine"])
 def test_warmup_precedes_every_schedule(kind):
-    plain = STEPS | {"kind": kind}
-    warm = plain | {"warmup": 0.05}
+    plain = replace(STEPS, kind=kind)
+    warm = replace(plain, warmup=0.05)
     assert factor(warm, 0, 1000) == 1 / 32
     assert factor(warm, 25, 1000) == pytest.approx((1 / 32 + 1) / 2, **exactly)
     assert all(factor(warm, u, 1000) == factor(plain, u, 1000) for u in range(50, 1000))
 
 
 def test_cosine_falls_from_one_through_a_half_to_zero():
-    cosine = STEPS | {"kind": "cosine"}
+    cosine = replace(STEPS, kind="cosine")
     factors = [factor(cosine, u, 1000) for u in range(1000)]
     assert factors[0] == 1
     assert factors[500] == pytest.approx(0.5, rel=1e-15)
@@ -68,7 +70,7 @@ def test_cosine_falls_from_one_through_a_half_to_zero():
 
 
 def test_constant_stays_at_one():
-    assert {factor(STEPS | {"kind": "constant"}, u, 99) for u in range(99)} == {1.0}
+    assert {factor(replace(STEPS, kind="constant"), u, 99) for u in range(99)} == {1.0}
 
 
 @pytest.mark.parametrize(

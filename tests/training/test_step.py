@@ -52,12 +52,12 @@ def test_an_epoch_equals_the_sum_form_bit_for_bit(tmp_path, m):
 
 def test_update_variance_grows_linearly_with_m():
     """tr Cov(η̃ Σ∇L) = η̃² m S (1 − m/N) at fixed weights: an identity of sums without replacement, on the digits."""
-    cfg = compose(["batch_size=8", "base_lr=1/256", "data.train_size=320", "data.test_size=10"])
+    cfg = compose(["model=resnet8", "data=digits16", "data.train_size=256", "data.test_size=10"])
     run = make_run(cfg)
     data = load(describe(dict(cfg.data)))
     network = build(run, data.channels, data.classes)
     parameters = list(network.parameters())
-    ((x, y),) = [next(iter(TrainBlocks(data, 320, False, 0, 0)))]
+    ((x, y),) = [next(iter(TrainBlocks(data, 256, False, 0, 0)))]
     each = []
     for one, label in zip(x.split(1), y.split(1), strict=True):
         gradients = torch.autograd.grad(F.cross_entropy(network(one), label), parameters)
@@ -66,9 +66,9 @@ def test_update_variance_grows_linearly_with_m():
     centred = (centred - centred.mean(0)).double() / 256
     sizes = np.array([2, 4, 8, 16, 32])
     slopes = []
-    for seed in range(5):
-        order = torch.from_numpy(np.random.RandomState(seed).permutation(320))
+    for seed in range(20):
+        order = torch.from_numpy(np.random.RandomState(seed).permutation(256))
         variance = [float((centred[order].unflatten(0, (-1, m)).sum(1) ** 2).sum(1).mean()) for m in sizes]
-        slopes.append(np.polyfit(np.log2(sizes), np.log2(np.array(variance) / (1 - sizes / 320)), 1)[0])
-    reach = stats.t.ppf(0.975, 4) * np.std(slopes, ddof=1) / 5**0.5
+        slopes.append(np.polyfit(np.log2(sizes), np.log2(np.array(variance) / (1 - sizes / 256)), 1)[0])
+    reach = stats.t.ppf(0.975, 19) * np.std(slopes, ddof=1) / 20**0.5
     assert abs(np.mean(slopes) - 1) < reach < 0.1

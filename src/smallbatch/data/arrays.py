@@ -1,25 +1,24 @@
 """Images as memory-mapped arrays that parallel runs share, named by a fingerprint of their content."""
 
 import hashlib
-import importlib
-import inspect
 import json
 import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smallbatch.config import ConfigError
+from smallbatch.compose import check_call, locate
+from smallbatch.config import ConfigError, Preparation
 from smallbatch.data import folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
-from smallbatch.data.folders import FileSplit, Preparation
+from smallbatch.data.folders import FileSplit
 from smallbatch.data.sources import PUBLISHED
 from smallbatch.files import write_text
 
@@ -89,7 +88,7 @@ class Description:
         sizes = (self.train_size, self.test_size)
         train, test = (None if used == whole else used for used, whole in zip(sizes, self.full, strict=True))
         identity = {"name": self.name, "fingerprint": self.fingerprint, "train_size": train, "test_size": test}
-        return identity | (self.preparation.identity if self.preparation else {})
+        return identity | (asdict(self.preparation) if self.preparation else {})
 
 
 def describe(data: dict[str, Any]) -> Description:
@@ -235,16 +234,8 @@ def _shape(folder: Path) -> tuple[int, ...]:
 
 def _call(arguments: dict[str, Any]) -> Path:
     """Call the source function that `_target_` names with its arguments."""
-    target = arguments.pop("_target_")
-    module, _, name = target.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"data._target_={target}: cannot be imported ({error})") from None
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"data: {target} does not take these settings: {error}") from None
+    function = locate(arguments.pop("_target_"), "data")
+    check_call(function, arguments, "data")
     return Path(function(**arguments))
 
 

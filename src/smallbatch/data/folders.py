@@ -8,8 +8,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from smallbatch.config import ConfigError, one_line
+from smallbatch.config import ConfigError, Preparation, one_line
 from smallbatch.data.augment import AUGMENT, stream
 
 _START = "fork" if sys.platform == "linux" else "spawn"
@@ -28,48 +28,32 @@ class BrokenImage(Exception):
     """A file that cannot be read as an image. Its text is one line with the path."""
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """How a file becomes side × side × 3 pixels; the fields are `FolderData`'s, with none left open.
-
-    `resize` is None without augmentation.
-    """
-
-    side: int
-    resize: tuple[int, int] | None
-    test_resize: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Its share of a run, as JSON has it."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
 SETTINGS = tuple(item.name for item in fields(Preparation))
 
 
 def preparation(data: dict[str, Any]) -> Preparation | None:
-    """What a folder's `data` config asks for, checked; None for other data. Raises ConfigError."""
+    """What a folder's `data` config asks for, checked, none left open; None for other data. Raises ConfigError.
+
+    `resize` is None without augmentation.
+    """
     if "side" not in data:
         return None
-    side, given, test_resize = data["side"], data["resize"], data["test_resize"]
+    side, resize, test_resize, mean, std = (data[name] for name in SETTINGS)
     # The proportions of 224, 256 and [256, 480], with which ImageNet is trained (He et al. 2015a).
-    resize = [round(side * 256 / 224), round(side * 480 / 224)] if given is None else given
-    test_resize = round(side * 256 / 224) if test_resize is None else test_resize
+    if resize is None:
+        resize = [round(side * 256 / 224), round(side * 480 / 224)]
+    if test_resize is None:
+        test_resize = round(side * 256 / 224)
     if side < 1:
         raise ConfigError(f"data.side={side}: must be at least 1")
     if len(resize) != 2 or not side <= resize[0] <= resize[1]:
         raise ConfigError(f"data.resize={resize}: must be [lowest, highest], neither below data.side={side}")
     if test_resize < side:
         raise ConfigError(f"data.test_resize={test_resize}: must be at least data.side={side}")
-    for name in ("mean", "std"):
-        values = data[name]
+    for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3 or not all(math.isfinite(v) and (v > 0 or name == "mean") for v in values):
             raise ConfigError(f"data.{name}={values}: must be three numbers, of red, green and blue in [0, 1]")
-    chosen = (resize[0], resize[1]) if data["augment"] else None
-    return Preparation(side, chosen, test_resize, tuple(data["mean"]), tuple(data["std"]))
+    return Preparation(side, resize if data["augment"] else None, test_resize, mean, std)
 
 
 @dataclass(frozen=True)
@@ -192,6 +176,7 @@ class Reader:
         split, prepare = self.split, self.split.preparation
         image = open_rgb(split.root / os.fsdecode(split.names[split.index[position]]))
         if self.crops is None or prepare.resize is None:
+            assert prepare.test_resize  # `preparation` leaves none open
             return np.asarray(centre_crop(image, prepare.test_resize, prepare.side))
         return np.asarray(random_crop(image, prepare.resize, prepare.side, *self.crops[position]))
 
@@ -223,7 +208,7 @@ def draw_crops(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def random_crop(
-    image: Image.Image, resize: tuple[int, int], side: int, size: float, top: float, left: float, flip: float
+    image: Image.Image, resize: Sequence[int], side: int, size: float, top: float, left: float, flip: float
 ) -> Image.Image:
     """Scale augmentation (He et al. 2015a): a shorter side of `resize[0]` to `resize[1]`, a crop, a flip by halves.
 

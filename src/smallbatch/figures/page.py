@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+import yaml
 from markupsafe import Markup, escape
 
 from smallbatch.config import format_power
@@ -18,8 +19,7 @@ from smallbatch.files import write_text
 from smallbatch.store import Record, timestamp
 from smallbatch.table import table
 
-README = Path(__file__).parents[3] / "README.md"
-CHOICES = "Choices the paper leaves open"  # a section of it
+CHOICES = Path(__file__).parent / "choices.yaml"
 COLUMNS = {  # of the table of runs: heading → column, those that sort as numbers in NUMERIC
     "model": "model", "data": "data", "images": "train_images", "norm": "norm", "m": "batch_size",
     "b": "bn_batch_size", "η̃": "base_lr", "epochs": "epochs", "seed": "seed", "optimizer": "optimizer",
@@ -71,7 +71,7 @@ def write(
         runs=_rows(table(records)),
         protocol_columns=_PROTOCOL,
         protocol=[_protocol(runs) for runs in drawn if len(runs.frame)],
-        choices=_choices(README.read_text(encoding="utf-8")),
+        choices=_choices(),
         provenance=_provenance(records),
         now=timestamp(),
     )
@@ -149,11 +149,12 @@ def _range(values: pd.Series, text: Any) -> str:
     return text(low) if low == high else f"{text(low)} … {text(high)}"
 
 
-def _choices(readme: str) -> list[list[Markup]]:
-    """The rows of README's table, so that the choices stand in one place."""
-    section = readme.partition(f"## {CHOICES}\n")[2].partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
-    return [[Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(cell)))) for cell in row] for row in rows[2:]]
+def _choices() -> list[list[Markup]]:
+    """What the paper leaves open, as rows of what, ours and setting."""
+    rows = yaml.safe_load(CHOICES.read_text(encoding="utf-8"))
+    return [
+        [Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(cell)))) for cell in row.values()] for row in rows
+    ]
 
 
 def _provenance(records: Iterable[Record]) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class Prices:
 
 def _kind(run: Run, shape: Shape) -> str:
     """What decides the seconds of an update: the machine, the network, the sizes."""
-    parts: list[Any] = [_machine(), {k: v for k, v in run.model.items() if k != "name"}, run.norm, shape]
+    parts: list[Any] = [_machine(), {k: v for k, v in run.model.items() if k != "name"}, vars(run.norm), shape]
     parts += [run.optimizer["_target_"], run.batch_size, run.bn_batch_size, run.precision]
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
 

@@ -1,12 +1,9 @@
 """The paper's networks and their normalisation."""
 
-import importlib
-import inspect
-from typing import Any
-
 import torch
 from torch import nn
 
+from smallbatch.compose import accepted, check_call, locate
 from smallbatch.config import ConfigError
 from smallbatch.models.norm import Normalization
 from smallbatch.run import Run
@@ -23,36 +20,12 @@ def build(run: Run, channels: int, classes: int) -> nn.Module:
     """
     settings = {k: v for k, v in run.model.items() if k not in ("_target_", "name")}
     target = locate(run.model["_target_"], "model")
-    norm = Normalization(**run.norm, bn_batch_size=run.bn_batch_size or run.batch_size)
+    norm = Normalization(**vars(run.norm), bn_batch_size=run.bn_batch_size or run.batch_size)
     offered = {"classes": classes, "channels": channels, "norm": norm}
     taken = accepted(target, offered)
-    if "norm" not in taken and run.norm["kind"] != "none":
-        raise ConfigError(f"norm={run.norm['kind']}: {run.model['_target_']} takes no argument `norm`; use norm=none")
+    if "norm" not in taken and run.norm.kind != "none":
+        raise ConfigError(f"norm={run.norm.kind}: {run.model['_target_']} takes no argument `norm`; use norm=none")
     check_call(target, {**settings, **taken}, "model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         return target(**settings, **taken)
-
-
-def locate(path: str, where: str) -> Any:
-    """The class or function at a dotted path. Raises ConfigError."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}._target_={path}: cannot be imported ({error})") from None
-
-
-def accepted(target: Any, offered: dict[str, Any]) -> dict[str, Any]:
-    """Those of the offered arguments that a callable takes."""
-    parameters = inspect.signature(target).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {k: v for k, v in offered.items() if open_ended or k in parameters}
-
-
-def check_call(target: Any, arguments: dict[str, Any], where: str, *positional: Any) -> None:
-    """Raise ConfigError, naming what does not fit, unless `target` takes these arguments."""
-    try:
-        inspect.signature(target).bind(*positional, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {target.__module__}.{target.__qualname__}: {error}") from None

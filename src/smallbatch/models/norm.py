@@ -14,18 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smallbatch.config import ConfigError
+from smallbatch.config import ConfigError, Norm
 
 
-@dataclass(frozen=True)
-class Normalization:
+@dataclass(frozen=True, kw_only=True)
+class Normalization(Norm):
     """The `norm` config, bound to a BN batch: makes the layers that a network asks for."""
 
-    kind: str
-    layers: str
-    eps: float
-    memory: int
-    groups: int
     bn_batch_size: int
 
     def __call__(self, features: int, dense: bool = False) -> nn.Module:
@@ -49,6 +44,10 @@ class GhostBatchNorm(nn.Module):
     in images whatever the BN batch, and evaluation never sees groups.
 
     Raises ConfigError if m is no multiple of `bn_batch_size` or a group has one value per channel.
+
+    >>> x = torch.tensor([[1.0], [3.0], [10.0], [30.0]])  # two groups of two, each normalised by itself
+    >>> GhostBatchNorm(1, bn_batch_size=2)(x).flatten().round(decimals=3).tolist()
+    [-1.0, 1.0, -1.0, 1.0]
     """
 
     running_mean: Tensor

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from smallbatch.compose import accepted, check_call, locate
 from smallbatch.config import ConfigError, one_line
 from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import TestBlocks, TrainBlocks, block_size, halves, statistics_batches
-from smallbatch.models import accepted, build, check_call, locate
+from smallbatch.models import build
 from smallbatch.models.norm import precise_statistics
 from smallbatch.run import Run
 from smallbatch.store import Row
@@ -162,7 +163,7 @@ class SmallBatch(pl.LightningModule):
 
         The halves let a best be chosen on one and reported on the other. All are chance where the epoch diverged.
         """
-        normalised = self.run.norm["kind"] == "batch"
+        normalised = self.run.norm.kind == "batch"
         names = ["", "_a", "_b", *(["_precise"] if normalised else [])]
         if self.diverged:
             return {f"test_accuracy{name}": 1 / self.images.classes for name in names}

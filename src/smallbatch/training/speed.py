@@ -24,8 +24,8 @@ class Rate:
 def label(run: Run, shape: Shape) -> str:
     """What is measured, as `resnet32, batch norm of 4, 32×32, m = 8`."""
     groups = f" of {run.bn_batch_size}" if run.bn_batch_size else ""
-    where = " in conv" if run.norm["layers"] == "conv" else ""
-    norm = [] if run.norm["kind"] == "none" else [f"{run.norm['kind']} norm{groups}{where}"]
+    where = " in conv" if run.norm.layers == "conv" else ""
+    norm = [] if run.norm.kind == "none" else [f"{run.norm.kind} norm{groups}{where}"]
     optimizer = [] if run.optimizer["name"] == "sgd" else [run.optimizer["name"]]
     return ", ".join([run.model["name"], *norm, *optimizer, f"{shape[0]}×{shape[1]}", f"m = {run.batch_size}"])
 

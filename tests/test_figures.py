@@ -154,7 +154,7 @@ def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command
     claims = json.loads((tmp_path / "out" / "claims.json").read_text())
     assert (claims["form"], list(claims["scales"])) == (1, ["smoke"])
     assert [claim["id"] for claim in claims["scales"]["smoke"]] == [f"C{i}" for i in range(1, 14)]
-    assert "C1 fig01 not trained (incomplete): fig01 lacks 29 runs" in output
+    assert "C1, C2, C4 fig01 not trained (incomplete): fig01 lacks 29 runs" in output
     assert "Small batches, reproduced" in (tmp_path / "out" / "index.html").read_text()
     assert "missing: 9 more" in output
 
@@ -196,7 +196,7 @@ def test_a_figure_s_column_is_printed_and_what_has_no_runs_is_one_line(folder, t
         status, output = command(figures_command, *where, f"figure={figures}")
         assert status == 0
         assert re.findall(r"^C\d+ +·$", output, re.M) == ["C1   ·", "C2   ·", "C4   ·"]
-        assert "C4 fig01 not trained (incomplete): fig01 lacks 29 runs\n  train: python src/train.py" in output
+        assert "C1, C2, C4 fig01 not trained (incomplete): fig01 lacks 29 runs\n  train: python src/train.py" in output
         (line,) = [line for line in output.splitlines() if "no runs" in line]
         names = f"{without}fig05,fig06"
         assert line.startswith(f"no runs of {names.replace(',', ', ')}; train: python src/train.py -m figure=fig01,")

@@ -3,7 +3,6 @@
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 
 import pandas as pd
 
@@ -61,7 +60,7 @@ def _block(rows: Sequence[Row], shown: Sequence[str]) -> list[str]:
 
 
 def _behind(row: Row, verdict: Verdict, width: int) -> list[str]:
-    if not verdict.parts:
+    if not any(part.keys for part in verdict.parts):
         return []
     lines = ["", f"{row.id} {verdict.column}: {verdict.state}"]
     lines += textwrap.wrap(verdict.criterion, width, initial_indent="  asks: ", subsequent_indent="  ")
@@ -77,15 +76,17 @@ def told(part: Part) -> str:
 
 
 def _open(rows: Iterable[Row]) -> list[str]:
-    """Each verdict that is undecided, or lacks some runs, and the commands to train what is missing."""
-    by_needs: dict[tuple[Need, ...], list[str]] = {}
+    """What is undecided or lacks some runs, each reason once, and the commands to train what is missing."""
+    by_needs: dict[tuple[Need, ...], dict[str, list[str]]] = {}
     for row in rows:
         for verdict in row.verdicts:
-            if verdict.state == UNDECIDED or (verdict.state == NOT_TRAINED and verdict.why != NO_RUNS):
-                line = f"{row.id} {verdict.column} {verdict.state} ({verdict.why}): {verdict.reason}"
-                by_needs.setdefault(verdict.needs, []).append(line)
-    groups = ([*lines, *(f"  train: {need.command}" for need in needs)] for needs, lines in by_needs.items())
-    lines = list(chain.from_iterable(groups))
+            if verdict.why not in ("", NO_RUNS):
+                line = f"{verdict.column} {verdict.state} ({verdict.why}): {verdict.reason}"
+                by_needs.setdefault(verdict.needs, {}).setdefault(line, []).append(row.id)
+    lines: list[str] = []
+    for needs, claims in by_needs.items():
+        lines += [f"{', '.join(ids)} {line}" for line, ids in claims.items()]
+        lines += [f"  train: {need.command}" for need in needs]
     return ["", *lines] if lines else []
 
 

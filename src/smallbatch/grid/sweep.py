@@ -126,7 +126,7 @@ def _price(missing: list[Point], prices: Prices) -> dict[str, float]:
     """What each run costs, by key: seconds on this machine if it does not diverge, and prints their sum.
 
     Not measured for a grid that may be over sooner; then in proportion, an update costing about as much as 5 images
-    more (`src/benchmark.py`, AlexNet).
+    more (`tests/benchmark.py`, AlexNet).
     """
     rough = {p.run.key: p.updates * (p.run.batch_size + 5.0) * math.prod(p.images.shape[:2]) / 1024 for p in missing}
     if sum(rough.values()) < WORTH_MEASURING and not all(prices.knows(p.run, p.images.shape) for p in missing):

@@ -1,7 +1,7 @@
 """Measure what a user's run costs against the same network in a loop written by hand. Prints tables.
 
-    python src/benchmark.py               # everything, about 10 minutes
-    python src/benchmark.py --only step   # one part: step, parallel, start, memory, store, wandb
+    python tests/benchmark.py               # everything, about 10 minutes
+    python tests/benchmark.py --only step   # one part: step, parallel, start, memory, store, wandb
 
 Images are random, of CIFAR-10's shape, so nothing is downloaded. Ratios are of neighbours in time, so
 that a noisy machine disturbs both alike; medians are shown.
@@ -26,7 +26,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-SOURCE = Path(__file__).parent
+SOURCE = Path(__file__).parents[1] / "src"
+sys.path.insert(0, str(SOURCE))
 SIZES = (2, 8, 32, 128)
 TEST_IMAGES = 512
 SMALL_RATE = "2**-16"  # nothing diverges, so every step does its whole work
@@ -104,7 +105,7 @@ def start(data: Path, rounds: int) -> None:
 
 def memory(data: Path, rounds: int) -> None:
     """Peak resident memory of a run over 50,000 images, and of the imports alone (largest child so far)."""
-    subprocess.run([sys.executable, "-c", "import smallbatch.training"], check=True, cwd=SOURCE)
+    subprocess.run([sys.executable, "-c", "import smallbatch.training.fit"], check=True, cwd=SOURCE)
     imports = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     with tempfile.TemporaryDirectory() as temporary:
         _train(data, temporary, "batch_size=128", "data.augment=true")
@@ -119,8 +120,8 @@ def store(data: Path, rounds: int) -> None:
         sweep = ["figure=fig01", "data=digits", f"data.root={temporary}", f"seed={','.join(map(str, range(39)))}"]
         counts = [_make_up(many, ["figure=all", "seed=0,1,2"], known=False), _make_up(same, sweep, known=True)]
         commands = {
-            "draw, judge and report": (counts[0], ["figures.py", f"--store={many}", f"--out={temporary}/figures"]),
-            "price": (counts[1], ["plan.py", f"--store={same}", *sweep]),
+            "draw, judge and report": (counts[0], ["figures.py", f"store={many}", f"--out={temporary}/figures"]),
+            "price": (counts[1], ["plan.py", f"store={same}", *sweep]),
             "skip what is finished": (counts[1], ["train.py", "-m", *sweep, f"store={same}"]),
         }
         for name, (count, command) in commands.items():

@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo smoke test lint bench clean
+.PHONY: help setup demo smoke test test-fast lint bench clean
 
 help:
 	@echo "make demo   train a grid on scikit-learn's digits and draw it (no download of data)"
 	@echo "make smoke  the same for every figure of the paper, the claims and a page of it all"
 	@echo "make test   run the tests"
+	@echo "make test-fast   those that train nothing"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  measure speed and memory"
 	@echo "make clean  remove .venv and caches; outputs stay"
@@ -31,6 +32,9 @@ smoke: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not trains"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -28,6 +28,21 @@ def _denormals():
         sys.modules["torch"].set_flush_denormal(False)
 
 
+@pytest.fixture(autouse=True)
+def _fast_is_fast(request, monkeypatch):
+    """A test that is not marked `trains` trains nothing and starts no process, so that `make test-fast` stays fast."""
+    if request.node.get_closest_marker("trains"):
+        return
+
+    def refuse(*_, **__):
+        pytest.fail("trains, or starts a process: mark it with pytest.mark.trains")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", refuse)
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refuse)
+    if "pytorch_lightning" in sys.modules:
+        monkeypatch.setattr("pytorch_lightning.Trainer.fit", refuse)
+
+
 def tiny_arrays(train: int = 20, test: int = 10, side: int = 4, channels: int = 3, classes: int = 4) -> dict:
     random = np.random.RandomState(0)
     return {

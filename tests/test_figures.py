@@ -132,6 +132,7 @@ def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder,
     assert {path.suffix: path.read_bytes() for path in (tmp_path / "out").iterdir()} == pictures
 
 
+@pytest.mark.trains
 def test_a_plain_command_tells_of_runs_that_no_figure_has(folder, tmp_path, command):
     words = [f"store={folder}", "--out", tmp_path / "out"]
     assert "no figure" not in command(figures_command, *words)[1]
@@ -145,6 +146,7 @@ def test_drawing_needs_no_data_and_makes_none(folder, tmp_path, command):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.trains
 def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command):
     status, output = command(figures_command, f"store={folder}", "--out", tmp_path / "out")
     assert status == 0
@@ -177,6 +179,7 @@ def test_a_figure_without_runs_says_how_to_train_it(folder, tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.trains
 def test_a_scale_without_runs_leaves_the_page_of_another(folder, tmp_path, command):
     where = [f"store={folder}", "--out", tmp_path / "out"]
     command(figures_command, *where)

@@ -19,6 +19,8 @@ from smallbatch import lock
 from smallbatch.config import ConfigError
 from smallbatch.lock import Busy, hold, holder
 
+pytestmark = pytest.mark.trains
+
 SOURCE = Path(__file__).parents[1] / "src"
 FORK = multiprocessing.get_context("forkserver")
 N = 4

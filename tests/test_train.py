@@ -16,6 +16,8 @@ import pytest
 
 from smallbatch import lock, store
 
+pytestmark = pytest.mark.trains
+
 REPOSITORY = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("forkserver")
 SMALL = ["data.train_size=64", "data.test_size=40", "machine.accelerator=cpu"]

@@ -24,6 +24,8 @@ from smallbatch.claims.statistics import (
     pooled,
 )
 
+pytestmark = pytest.mark.trains
+
 
 def cells_of(truth, noise, seeds, random, name="made"):
     """A grid of (m, η̃) with these true accuracies, an effect of the seed, and noise; all of it converged."""

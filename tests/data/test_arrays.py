@@ -346,6 +346,7 @@ print(describe(data).fingerprint)
 """
 
 
+@pytest.mark.trains
 def test_processes_that_unpack_one_file_at_once_agree_and_leave_one_whole_folder(write_npz, tmp_path):
     data = source(write_npz())
     command = [sys.executable, "-c", UNPACK, json.dumps(data), str(tmp_path / "start")]

@@ -199,6 +199,7 @@ def test_test_images_are_in_order_and_not_augmented(pictures):
     assert y.tolist() == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.trains
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_pixels_do_not_depend_on_workers_batches_or_chunks(pictures, monkeypatch, workers):
@@ -212,6 +213,7 @@ def test_pixels_do_not_depend_on_workers_batches_or_chunks(pictures, monkeypatch
         assert torch.equal(ym, y[:kept])
 
 
+@pytest.mark.trains
 def test_workers_start_in_a_process_of_joblib_s(pictures, monkeypatch):
     """As under `hydra/launcher=local`, whose processes make joblib's way to start others the default."""
     importlib.import_module("joblib.externals.loky.backend.context")  # makes "loky" known
@@ -252,6 +254,7 @@ def damage(path: Path, kind: str) -> None:
     path.write_bytes({"half": whole[: len(whole) // 2], "text": b"not a JPEG", "head": whole[:10]}[kind])
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("kind", ["half", "text", "head"])
 def test_a_broken_file_is_named(own, kind):
     broken = own / "train/dog/1.jpg"
@@ -261,6 +264,7 @@ def test_a_broken_file_is_named(own, kind):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_run_over_a_broken_file_fails_with_one_line(own, tmp_path, split):
     broken = own / split / "owl/0.jpg"
@@ -334,6 +338,7 @@ def test_a_negative_number_of_workers_is_refused(pictures):
 # A whole run
 
 
+@pytest.mark.trains
 def test_a_run_that_was_cut_off_resumes_at_its_last_epoch_bit_for_bit(pictures, tmp_path, monkeypatch):
     def run(folder: str, workers: int):
         cfg = config(pictures, AUGMENT, "model=resnet8", "norm=batch", "batch_size=4", "epochs=2", "progress=false")

@@ -21,6 +21,8 @@ from smallbatch.grid.sweep import sweep
 from smallbatch.run import make_run
 from train import main
 
+pytestmark = pytest.mark.trains
+
 FORK = multiprocessing.get_context("forkserver")
 SMALL = ["data.train_size=64", "data.test_size=40", "machine.accelerator=cpu", "base_lr=1/4096"]
 RESULT = {"status": "finished", "score": 0.5, "seconds": 1.0}

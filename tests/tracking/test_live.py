@@ -28,6 +28,8 @@ from smallbatch.training.fit import KeepRun
 from smallbatch.training.module import SmallBatch
 from train import train
 
+pytestmark = pytest.mark.trains
+
 REPOSITORY = Path(__file__).parents[2]
 FORK = multiprocessing.get_context("forkserver")  # a fresh wandb for each child, without its import
 TINY = ["data.train_size=64", "data.test_size=40", "progress=false", "machine.accelerator=cpu", "logger=wandb"]

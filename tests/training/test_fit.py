@@ -21,6 +21,8 @@ from smallbatch.run import make_run
 from smallbatch.training import module
 from train import train
 
+pytestmark = pytest.mark.trains
+
 FORK = multiprocessing.get_context("forkserver")
 BUSY = 3
 GHOST = ["norm=batch", "bn_batch_size=4", "batch_size=8", "optimizer=momentum", "data.augment=true", "base_lr=1/4096"]

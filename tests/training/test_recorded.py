@@ -17,6 +17,8 @@ from smallbatch.models.norm import GhostBatchNorm, precise_statistics
 from smallbatch.training import module
 from train import train
 
+pytestmark = pytest.mark.trains
+
 SMALL = ["data.train_size=64", "data.test_size=41", "epochs=8", "batch_size=8", "base_lr=1/4096", "progress=false"]
 
 

@@ -15,6 +15,8 @@ from smallbatch.models import build
 from smallbatch.run import make_run
 from smallbatch.training.module import SmallBatch
 
+pytestmark = pytest.mark.trains
+
 
 def images(count: int = 16, classes: int = 4) -> Images:
     random = np.random.RandomState(0)

@@ -233,6 +233,7 @@ def test_keys_differ_in_the_last_bit_of_base_lr_and_weight_decay():
 # From a command line to a run
 
 
+@pytest.mark.trains
 def test_one_value_has_one_key_however_it_was_written(root):
     keys = {made(root, f"base_lr={text}").key for text in ("2**-9", "1/512", "0.001953125", "1.953125e-3")}
     assert len(keys) == 1

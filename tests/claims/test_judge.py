@@ -84,6 +84,7 @@ def test_reliability_needs_three_seeds(claim, column):
     assert "at least 3 needed" in verdict.reason
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("claim", IDS)
 def test_not_trained_without_a_figure_and_only_where_it_is_read(claim, world):
     for name in {name for test in CLAIMS[IDS.index(claim)].tests for name in test.figures}:
@@ -271,6 +272,7 @@ def test_supported_as_well(claim, name, accuracy, grid, world):
     assert {v.state for v in row(claim, world, **{name: figure(name, accuracy, **grid)}).verdicts} == {SUPPORTED}
 
 
+@pytest.mark.trains
 def test_noise_alone_supports_nothing():
     flat = {name: figure(name, lambda m, e, b: 60.0, noise=0.5) for name in NAMES if name != "fig04"}
     assert [(r.id, v.column) for r in judge(flat) for v in r.verdicts if v.state == SUPPORTED] == []

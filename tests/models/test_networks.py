@@ -168,6 +168,7 @@ def resnet50():
     return build(run(torchvision("resnet50"), "batch"), 3, 10).double()
 
 
+@pytest.mark.trains
 def test_resnet50_with_batch_norm_is_torchvision_s_in_outputs_and_gradients(resnet50):
     """Training mode, float64, one BN batch; the names of the parameters are the same too."""
     theirs = torchvision_models.resnet50(weights=None, num_classes=10).double()

@@ -34,7 +34,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 -m "not trains"
+	$(BIN)/python -m pytest -n 2 -m "not trains" tests
 
 lint: setup
 	$(BIN)/ruff check .

@@ -44,7 +44,8 @@ def main() -> None:
     with cli.one_line_errors():
         words, cfg = cli.sort(arguments.words)
         place = Place.of(cfg)
-        parts, claims = contents(Asked.of(words), Ended(keep(store.ended(Path(cfg.store)), arguments.where)))
+        records = keep(store.ended(Path(cfg.store)), arguments.where)
+        parts, claims = contents(Asked.of(words), Ended(records)) if records else ([], [])
         if not parts:
             raise ConfigError(f"no figure has runs in {cfg.store}")
         known, server = login()

@@ -28,6 +28,14 @@ def _denormals():
         sys.modules["torch"].set_flush_denormal(False)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """What is marked as a whole is not even imported for `make test-fast`: Lightning alone takes seconds."""
+    whole = "\npytestmark = pytest.mark.trains\n"
+    if config.option.markexpr == "not trains" and collection_path.suffix == ".py":
+        return True if whole in collection_path.read_text(encoding="utf-8") else None
+    return None
+
+
 @pytest.fixture(autouse=True)
 def _fast_is_fast(request, monkeypatch):
     """A test that is not marked `trains` trains nothing and starts no process, so that `make test-fast` stays fast."""

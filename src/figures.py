@@ -22,7 +22,7 @@ from smallbatch.claims import judge, text
 from smallbatch.claims.judge import Row
 from smallbatch.claims.needs import whole
 from smallbatch.compose import parse_words
-from smallbatch.config import ConfigError, LoggerKind, NotYet
+from smallbatch.config import ConfigError, NotYet
 from smallbatch.figures import draw, panels
 from smallbatch.figures import page as report
 from smallbatch.figures.collect import Asked, FigureRuns, gather, names_figures
@@ -54,7 +54,7 @@ def main() -> None:
             drawn = _draw_figures(words, Ended(records), folders, arguments.out)
         else:
             drawn = _draw_chosen(words, records, arguments.out)
-        if cfg.logger is LoggerKind.wandb:
+        if cfg.logger.name == "wandb":
             _log(drawn, table(records.values()), place)
 
 

@@ -24,10 +24,16 @@ FILES = {
     config.SGD: ["optimizer/sgd", "optimizer/momentum"],
     config.AdamW: ["optimizer/adamw"],
     config.Schedule: ["schedule/steps", "schedule/constant", "schedule/cosine"],
+    config.CrossEntropy: ["loss/cross_entropy"],
+    config.EarlyStopping: ["stop/early_stopping"],
+    config.Trainer: ["trainer/default"],
     config.Machine: ["machine/default"],
 }
 OF_THEIR_OWN = {"data/digits16", "data/imagenet", "model/resnet50"}  # say what differs from the file they begin with
-ELSEWHERE = {"model", "data", "norm", "optimizer", "schedule", "figure", "scale", "machine", "grid_point"}
+ELSEWHERE = {
+    *("model", "data", "norm", "optimizer", "schedule", "loss", "stop", "figure", "scale"),
+    *("machine", "trainer", "callbacks", "logger", "grid_point"),
+}
 
 
 def shown(name: str) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def test_the_top_level_shows_every_setting_with_its_default():
     text = yaml.safe_load((CONF / "train.yaml").read_text())
     typed = defaults(config.Config)
     assert {k for k in text if k not in ("defaults", "hydra")} == typed.keys() - ELSEWHERE
-    for key in ("bn_batch_size", "seed", "precision", "logger", "store", "overwrite", "progress", "wait"):
+    for key in ("bn_batch_size", "seed", "precision", "save_weights", "store", "overwrite", "progress", "wait"):
         assert text[key] == typed[key], key
     assert text["wandb"] == defaults(config.Wandb)
 

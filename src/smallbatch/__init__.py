@@ -1,1 +1,16 @@
 """Masters & Luschi (2018), "Revisiting Small Batch Training for Deep Neural Networks", as a package."""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "SmallBatch": "smallbatch.training.module",
+    "ImageData": "smallbatch.training.module",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The parts that a script needs, imported when they are first used: torch takes seconds."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

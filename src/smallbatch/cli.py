@@ -20,7 +20,10 @@ from smallbatch.config import SmallBatchError
 WORDS = "settings; store=FOLDER says where the runs are"
 AGAIN = 0.1  # seconds until a lost interrupt comes again: out of the callback that lost it by then
 # Settings that are no part of a run: how it is trained, kept and followed.
-BESIDE = ("store", "overwrite", "wait", "progress", "logger", "wandb", "machine", "hydra")
+BESIDE = (
+    *("store", "overwrite", "save_weights", "wait", "progress"),
+    *("trainer", "callbacks", "logger", "wandb", "machine", "hydra"),
+)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -80,8 +80,32 @@ def _in_one_line(error: HydraException) -> str:
     return ": ".join(lines).removeprefix("Error merging override ")
 
 
+# What Lightning's Trainer takes and would change a run's numbers or its place, and the setting of ours for it.
+_ONE_DEVICE = "a run has one device, and hydra/launcher=local trains several runs at a time"
+_EVERY_EPOCH = "every epoch is tested, as its row in epochs.csv says"
+INSTEAD = {
+    **dict.fromkeys(("max_epochs", "max_steps", "max_time"), "use epochs"),
+    **dict.fromkeys(("min_epochs", "min_steps"), "use stop=early_stopping, whose patience is a number of epochs"),
+    **dict.fromkeys(("devices", "num_nodes", "strategy", "sync_batchnorm"), _ONE_DEVICE),
+    **dict.fromkeys(("check_val_every_n_epoch", "val_check_interval", "num_sanity_val_steps"), _EVERY_EPOCH),
+    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "use an optimizer of your own that clips"),
+    "precision": "use precision",
+    "accelerator": "use machine.accelerator",
+    "accumulate_grad_batches": "use batch_size, and bn_batch_size for the groups that batch norm sees",
+    "overfit_batches": "use data.train_size",
+    "callbacks": "use callbacks",
+    "logger": "use logger",
+    "enable_progress_bar": "use progress",
+    "enable_checkpointing": "use save_weights, or callbacks=model_checkpoint",
+    "default_root_dir": "use store",
+}
+
+
 def no_setting(key: str, cfg: DictConfig) -> str:
     """That a config has no such key, and which is meant."""
+    group, _, name = key.lstrip("+").partition(".")
+    if group == "trainer" and name in INSTEAD:
+        return f"{key}: {INSTEAD[name]}"
     top = [str(name) for name in cfg]
     names = top + [f"{name}.{k}" for name in top if OmegaConf.is_dict(cfg[name]) for k in cfg[name]]
     return f"there is no setting {key}; {did_you_mean(key, names)}`python src/train.py --help` lists the settings"

@@ -7,7 +7,7 @@ from enum import StrEnum, auto
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 class SmallBatchError(Exception):
@@ -68,13 +68,6 @@ class Draw(StrEnum):
     best = auto()
     range = auto()
     paths = auto()
-
-
-class LoggerKind(StrEnum):
-    """Where runs are shown, besides the store."""
-
-    none = auto()
-    wandb = auto()
 
 
 class WandbMode(StrEnum):
@@ -190,6 +183,15 @@ class AdamW:
     eps: float = 1e-8
 
 
+@dataclass
+class CrossEntropy:
+    """The mean cross-entropy of the logits, the paper's loss."""
+
+    _target_: str = "torch.nn.CrossEntropyLoss"
+    name: str = "cross_entropy"
+    label_smoothing: float = 0.0
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Factor on the learning rate against the share of all updates that is done.
@@ -202,9 +204,43 @@ class Schedule:
     drop_factor: float = 0.1
     warmup: float = 0.0  # share of training with a linear rise; the paper's figs 10, 11 use 0.05
     warmup_start: float = 1 / 32
+    _target_: str | None = None  # your own function (schedule, update, total) in place of `kind`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", ScheduleKind(self.kind))
+
+
+class Better(StrEnum):
+    """Which values of a column are better."""
+
+    min = auto()
+    max = auto()
+
+
+@dataclass
+class EarlyStopping:
+    """Ends a run when a column of its epochs has not improved for some epochs; part of the run's identity."""
+
+    monitor: str = "test_loss"
+    mode: Better = Better.min
+    patience: int = 5  # epochs
+    min_delta: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """What Lightning's Trainer may be told; never part of a run's identity, since it changes none of its numbers."""
+
+    enable_model_summary: bool = False
+    log_every_n_steps: int = 50  # blocks of some hundreds of images, for callbacks and loggers that ask each step
+    profiler: str | None = None  # simple, advanced, …
+    detect_anomaly: bool = False
+    deterministic: bool | None = None  # null: on a GPU, as far as its kernels can
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    fast_dev_run: bool = False  # a trial of one block: nothing of it is kept
+    limit_train_batches: int | float | None = None  # a trial of some blocks (2), or a share of them (0.1)
+    limit_val_batches: int | float | None = None
 
 
 @dataclass
@@ -225,7 +261,7 @@ class DigitsData(Data):
 
 @dataclass
 class Wandb:
-    """Where runs go in Weights & Biases with `logger: wandb`; never part of a run's identity."""
+    """Where runs go in Weights & Biases with `logger=wandb`; never part of a run's identity."""
 
     mode: WandbMode | None = None  # null: online with a login and a server that answers, else offline
     entity: str | None = None  # null: your default one
@@ -266,6 +302,8 @@ class Config:
     norm: Norm = field(default_factory=Norm)
     optimizer: Any = MISSING
     schedule: Schedule = field(default_factory=Schedule)
+    loss: Any = MISSING
+    stop: EarlyStopping | None = None
     batch_size: int = MISSING
     base_lr: int | float | str = MISSING
     bn_batch_size: int | None = None
@@ -276,13 +314,22 @@ class Config:
     figure: Figure | None = None
     scale: Scale = field(default_factory=Scale)
     machine: Machine = field(default_factory=Machine)
-    logger: LoggerKind = LoggerKind.none
+    trainer: Trainer = field(default_factory=Trainer)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: Any = MISSING
     wandb: Wandb = field(default_factory=Wandb)
     store: str = "outputs/runs"
     overwrite: bool = False
+    save_weights: bool | None = None
     progress: bool = True
     wait: bool = True
     grid_point: bool = False  # set by the sweeper
+
+
+def is_trial(cfg: DictConfig) -> bool:
+    """Whether Lightning's Trainer is told not to train all, so that nothing may be kept."""
+    trainer = cfg.trainer
+    return bool(trainer.fast_dev_run) or (trainer.limit_train_batches, trainer.limit_val_batches) != (None, None)
 
 
 def register() -> None:
@@ -292,7 +339,7 @@ def register() -> None:
     for name in ("norm", "schedule"):
         OmegaConf.set_readonly(config[name], None)  # a run's are frozen, but a config's can be set
     store.store(name="config_schema", node=config)
-    networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW)
+    networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW, CrossEntropy)
     data = (Data, ArraysData, DigitsData, FolderData)
     for node in (*networks, *data, *optimizers, Figure):
         store.store(group="schema", name=node.__name__.lower(), node=node)

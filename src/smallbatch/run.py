@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -19,6 +19,7 @@ from smallbatch.config import (
     AdamW,
     AlexNet,
     ConfigError,
+    CrossEntropy,
     FolderData,
     Norm,
     ResNet,
@@ -55,6 +56,8 @@ class Run:
     seed: int
     precision: str
     protocol: int = PROTOCOL
+    loss: dict[str, Any] = field(default_factory=lambda: vars(CrossEntropy()))
+    stop: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
@@ -71,8 +74,9 @@ class Run:
         return f"{self.model['name']} {self.data['name']}{norm} m={self.batch_size}{ghost} η̃={rate} s={self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as stored in a run folder."""
-        return asdict(self, dict_factory=_plain)
+        """Plain containers, as stored in a run folder; the later `loss` and `stop` unless at their defaults."""
+        plain = asdict(self, dict_factory=_plain)
+        return {k: v for k, v in plain.items() if (k, v) not in (("loss", vars(CrossEntropy())), ("stop", None))}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Run":
@@ -86,10 +90,11 @@ class Run:
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Enum) else value for name, value in items}
+    found = {name: str(value) if isinstance(value, Enum) else value for name, value in items}
+    return {name: value for name, value in found.items() if (name, value) != ("_target_", None)}
 
 
-_SCHEMAS = {node._target_: node for node in (AlexNet, ResNet, Torchvision, SGD, AdamW)}
+_SCHEMAS = {node._target_: node for node in (AlexNet, ResNet, Torchvision, SGD, AdamW, CrossEntropy)}
 
 
 def _without_defaults(node: dict[str, Any], schema: Any) -> dict[str, Any]:
@@ -97,9 +102,8 @@ def _without_defaults(node: dict[str, Any], schema: Any) -> dict[str, Any]:
     defaults = {}
     for item in fields(schema) if schema else ():
         defaults[item.name] = item.default_factory() if item.default_factory is not NO_DEFAULT else item.default
-    return {
-        k: v for k, v in node.items() if k == "_target_" or (k != "name" and (k not in defaults or defaults[k] != v))
-    }
+    kept = {k: v for k, v in node.items() if k != "name" and (k not in defaults or defaults[k] != v)}
+    return kept | {k: v for k, v in node.items() if k == "_target_" and v}
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -108,6 +112,8 @@ def identity(run: Run) -> dict[str, Any]:
         "model": _without_defaults(run.model, _SCHEMAS.get(run.model["_target_"])),
         "optimizer": _without_defaults(run.optimizer, _SCHEMAS.get(run.optimizer["_target_"])),
         "schedule": _without_defaults(vars(run.schedule), Schedule),
+        "loss": _without_defaults(run.loss, CrossEntropy) if run.loss != vars(CrossEntropy()) else {},
+        "stop": run.stop or {},
         "norm": _without_defaults(vars(run.norm), Norm) if run.norm.kind != "none" else {},
         "data": _without_defaults(run.data, FolderData),
     }
@@ -153,16 +159,17 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
     if plain["seed"] < 0:
         raise ConfigError(f"seed={plain['seed']}: must be zero or more")
     _check_schedule(schedule)
+    _check_stop(plain["stop"])
     images = describe(plain["data"])
     if m > images.train_size:
         raise Undefined(
             f"batch_size={m}: larger than the training set of {images.train_size} images "
             f"(data={images.name}); choose batch_size ≤ {images.train_size}"
         )
-    for group in ("model", "optimizer"):
+    for group in ("model", "optimizer", "loss"):
         plain[group].setdefault("name", plain[group]["_target_"].rpartition(".")[2].lower())
     return Run(
-        **{name: plain[name] for name in ("model", "optimizer", "epochs", "seed", "precision")},
+        **{name: plain[name] for name in ("model", "optimizer", "loss", "stop", "epochs", "seed", "precision")},
         norm=norm,
         schedule=schedule,
         data=images.identity | {"augment": plain["data"]["augment"]},
@@ -187,7 +194,7 @@ def _bn_batch_size(bn: int | None, m: int, kind: str) -> int | None:
 
 
 def _check_finite(plain: dict[str, Any]) -> None:
-    for group in ("model", "norm", "optimizer", "schedule"):
+    for group in ("model", "norm", "optimizer", "schedule", "loss"):
         for name, value in plain[group].items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{group}.{name}={value}: must be finite")
@@ -199,3 +206,11 @@ def _check_schedule(schedule: Schedule) -> None:
         raise ConfigError(f"schedule.drops={drops}: must rise and lie between 0 and 1")
     if not 0 <= schedule.warmup < 1:
         raise ConfigError(f"schedule.warmup={schedule.warmup}: must lie in [0, 1)")
+
+
+def _check_stop(stop: dict[str, Any] | None) -> None:
+    columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    if stop and stop["monitor"] not in columns:
+        raise ConfigError(f"stop.monitor={stop['monitor']}: choose {', '.join(columns)}")
+    if stop and stop["patience"] < 1:
+        raise ConfigError(f"stop.patience={stop['patience']}: must be at least 1")

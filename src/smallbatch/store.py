@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 import sys
 import time
 from collections import Counter, defaultdict
@@ -27,6 +28,8 @@ from smallbatch.files import write_text
 from smallbatch.run import Run, setting
 
 CHECKPOINT = "checkpoint.ckpt"
+WEIGHTS = "weights.pt"  # of the trained network, where they were asked for
+LIGHTNING = "lightning"  # the folder for what callbacks and loggers write
 ENDED = ("finished", "diverged")  # statuses that count as done; `failed` is tried again
 
 Row = dict[str, float]
@@ -178,7 +181,9 @@ def begin(path: Path, run: Run, afresh: bool) -> None:
         afresh = True
     (path / "result.json").unlink(missing_ok=True)  # first: without it the other files may be missing
     for file in path.glob("*"):
-        if afresh or file.name.startswith(".") or file.name == "traceback.txt":
+        if afresh and file.name == LIGHTNING:
+            shutil.rmtree(file)
+        elif afresh or file.name.startswith(".") or file.name == "traceback.txt":
             file.unlink()
     write_config(path, run)
 
@@ -239,6 +244,13 @@ def summary(record: Record, store: Path, skipped: bool = False) -> str:
     how = f"{result['status']} before" if skipped else result["status"]
     path = folder(store, record.run) / ("traceback.txt" if result["status"] == "failed" else "")
     return f"{record.run.label}: {how}, {points}, {result['seconds']:.1f} s, {path}"
+
+
+def trial_summary(record: Record) -> str:
+    """One plain line of a trial."""
+    result, last = record.result, record.rows[-1:]
+    points = result.get("error") or ", ".join(f"{name} {last[0][name]:.4f}" for name in ("train_loss", "test_accuracy"))
+    return f"{record.run.label}: a trial, {result['status']}, {points}; nothing of it is kept"
 
 
 class Ended:

@@ -193,7 +193,7 @@ def test_training_images_are_drawn_cropped_and_normalised_as_configured(pictures
 
 def test_test_images_are_in_order_and_not_augmented(pictures):
     data = images(pictures, AUGMENT, "data.mean=[0,0,0]", "data.std=[1,1,1]")
-    ((x, y),) = TestBlocks(data)
+    ((x, y, _),) = TestBlocks(data)
     expected = [centre_crop(open_rgb(pictures / name.decode()), 9, SIDE) for name in data.test.names]
     assert np.array_equal((255 * x).round().permute(0, 2, 3, 1).numpy(), np.stack(expected))
     assert y.tolist() == [0, 0, 1, 1, 2, 2]

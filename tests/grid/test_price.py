@@ -93,6 +93,7 @@ def test_a_damaged_calibration_is_measured_again(tmp_path, points, measured, con
     assert Prices(file).known
 
 
+@pytest.mark.trains
 def test_measuring_takes_its_patience_and_gives_seconds(points, monkeypatch):
     monkeypatch.setattr(speed, "PATIENCE", 0.2)
     small, large = (speed.measure(p.run, SHAPE, 10) for p in (points[0], points[-1]))

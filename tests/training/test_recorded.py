@@ -10,7 +10,7 @@ import torch
 
 from smallbatch import store
 from smallbatch.compose import compose
-from smallbatch.data import describe, load
+from smallbatch.data import load_images
 from smallbatch.data.arrays import Images, Split
 from smallbatch.data.blocks import halves, statistics_batches
 from smallbatch.models.norm import GhostBatchNorm, precise_statistics
@@ -58,7 +58,7 @@ def test_a_half_is_what_the_network_gets_right_of_it(root, tmp_path, monkeypatch
     monkeypatch.setattr("smallbatch.training.module.SmallBatch", Kept)
     row = trained(root, tmp_path, "epochs=1").rows[-1]
     cfg = compose([*SMALL, f"data.root={root}"])
-    images = load(describe(dict(cfg.data)))
+    images = load_images(cfg)
     pixels = images.test.images[images.test.index].astype(float)
     x = torch.from_numpy((pixels - images.mean) / images.std).permute(0, 3, 1, 2).float()
     labels = images.test.labels[images.test.index]
@@ -72,7 +72,7 @@ def test_a_half_is_what_the_network_gets_right_of_it(root, tmp_path, monkeypatch
 def test_precise_statistics_are_there_in_scored_epochs_and_change_nothing_else(root, tmp_path, monkeypatch, norm):
     words = ["norm=batch", "bn_batch_size=2", "batch_size=8", "optimizer=momentum", "data.augment=true", *norm.split()]
     rows = trained(root, tmp_path / "with", *words).rows
-    monkeypatch.setattr(module.SmallBatch, "_precise_hits", lambda self: 0)
+    monkeypatch.setattr(module.SmallBatch, "_precise_hits", lambda self, data: 0)
     plain = trained(root, tmp_path / "without", *words).rows
     assert [math.isnan(row["test_accuracy_precise"]) for row in rows] == [True] * 6 + [False] * 2
     assert all(row["test_accuracy_precise"] > 0 for row in rows[-2:])

@@ -8,12 +8,12 @@ from scipy import stats
 from torch.nn import functional as F
 
 from smallbatch.compose import compose
-from smallbatch.data import describe, load
+from smallbatch.data import load_images
 from smallbatch.data.arrays import Images, Split
 from smallbatch.data.blocks import TrainBlocks
 from smallbatch.models import build
 from smallbatch.run import make_run
-from smallbatch.training.module import SmallBatch
+from smallbatch.training.module import ImageData, SmallBatch
 
 pytestmark = pytest.mark.trains
 
@@ -32,7 +32,7 @@ def test_an_epoch_equals_the_sum_form_bit_for_bit(tmp_path, m):
     cfg = compose([f"batch_size={m}", "base_lr=2**-9", "epochs=1", "weight_decay=0", "precision=64-true"])
     cfg.schedule.drops = []
     run, data = make_run(cfg), images()
-    module = SmallBatch(run, data).double()
+    module = SmallBatch(run, *data.sizes).double()
     theta = [p.detach().clone().requires_grad_() for p in module.network.parameters()]
     names = [name for name, _ in module.network.named_parameters()]
     for x, y in TrainBlocks(data, m, False, run.seed, 0):
@@ -47,7 +47,7 @@ def test_an_epoch_equals_the_sum_form_bit_for_bit(tmp_path, m):
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, precision="64-true",
     )  # fmt: skip
-    trainer.fit(module)
+    trainer.fit(module, ImageData(run, data))
     for trained, expected in zip(module.network.parameters(), theta, strict=True):
         torch.testing.assert_close(trained.detach(), expected.detach(), rtol=0, atol=0)
 
@@ -56,7 +56,7 @@ def test_update_variance_grows_linearly_with_m():
     """tr Cov(η̃ Σ∇L) = η̃² m S (1 − m/N) at fixed weights: an identity of sums without replacement, on the digits."""
     cfg = compose(["model=resnet8", "data=digits16", "data.train_size=256", "data.test_size=10"])
     run = make_run(cfg)
-    data = load(describe(dict(cfg.data)))
+    data = load_images(cfg)
     network = build(run, data.channels, data.classes)
     parameters = list(network.parameters())
     ((x, y),) = [next(iter(TrainBlocks(data, 256, False, 0, 0)))]

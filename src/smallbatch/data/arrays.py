@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
 from smallbatch.compose import check_call, locate
 from smallbatch.config import ConfigError, Preparation
@@ -62,6 +63,11 @@ class Images:
     def shape(self) -> tuple[int, ...]:
         """(H, W, C) of an image as the network sees it."""
         return self.train.shape
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Channels, classes and how many training images: what a network and its schedule depend on."""
+        return self.channels, self.classes, len(self.train)
 
     @property
     def channels(self) -> int:
@@ -132,6 +138,12 @@ def published(data: dict[str, Any], fingerprint: str) -> Description | None:
     shape = (preparation.side, preparation.side, 3) if preparation else shape
     sizes = (data["train_size"] or train, data["test_size"] or test)
     return Description(data["name"], Path(), fingerprint, classes, *sizes, (train, test), preparation, shape)
+
+
+def load_images(cfg: DictConfig) -> Images:
+    """The images of a config. Raises ConfigError if they cannot be found, or are wrong."""
+    data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    return load(describe(data), cfg.machine.workers)
 
 
 def load(description: Description, workers: int = 0) -> Images:

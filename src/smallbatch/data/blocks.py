@@ -20,13 +20,17 @@ class TrainBlocks:
     """One epoch: a new permutation, cut into blocks of whole mini-batches; the partial last one is dropped.
 
     Yields (images, labels): (B, C, H, W) float32, channels-last, normalised, B a multiple of
-    `batch_size`; labels (B,) int64.
+    `batch_size`; labels (B,) int64. Lightning says which epoch is next, as it does to a sampler.
     """
 
-    def __init__(self, images: Images, batch_size: int, augment: bool, seed: int, epoch: int) -> None:
+    def __init__(self, images: Images, batch_size: int, augment: bool, seed: int, epoch: int = 0) -> None:
         self.images, self.batch_size, self.augment = images, batch_size, augment
         self.seed, self.epoch = seed, epoch
         self.size = max(1, block_size(images) // batch_size) * batch_size
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-self._used() // self.size)
@@ -35,26 +39,33 @@ class TrainBlocks:
         return len(self.images.train) // self.batch_size * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # Nothing is drawn before the first block is asked for: Lightning makes the iterator, then says the epoch.
         split = self.images.train
         order = stream(self.seed, self.epoch, ORDER).permutation(len(split))[: self._used()]
-        return _blocks(self.images, split, order, self.size, (self.seed, self.epoch) if self.augment else None)
+        yield from _blocks(self.images, split, order, self.size, (self.seed, self.epoch) if self.augment else None)
 
 
 class TestBlocks:
-    """The test images in order, in blocks, not augmented."""
+    """The test images in order, in blocks, not augmented.
+
+    Yields (images, labels, first): as `TrainBlocks`, and (B,) bool for those of the first of two fixed `halves`.
+    """
 
     __test__ = False  # not a test case, whatever its name begins with
 
     def __init__(self, images: Images) -> None:
         self.images = images
         self.size = block_size(images)
+        self.first = torch.from_numpy(halves(images.test))
 
     def __len__(self) -> int:
         return -(-len(self.images.test) // self.size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         split = self.images.test
-        return _blocks(self.images, split, np.arange(len(split)), self.size, None)
+        blocks = _blocks(self.images, split, np.arange(len(split)), self.size, None)
+        for (images, labels), first in zip(blocks, self.first.split(self.size), strict=True):
+            yield images, labels, first
 
 
 def halves(split: Split | FileSplit) -> np.ndarray:

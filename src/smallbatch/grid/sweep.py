@@ -210,7 +210,7 @@ _NOT_THE_GRID = ("data.path=", "data.root=", "logger=", "machine", "overwrite=",
 
 def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
     """What the points of a grid are told: the mode, found out and said once, and the grid's name as their group."""
-    if cfg.logger.name == "none":
+    if cfg.logger.name != "wandb":
         return []
     mode = settled(Place.of(cfg), lambda line: print(line, file=sys.stderr)).mode
     if grid.figures:

@@ -24,7 +24,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import store
-from smallbatch.config import ConfigError, SmallBatchError, one_line
+from smallbatch.config import ConfigError, SmallBatchError, is_trial, one_line
 from smallbatch.files import write_text
 from smallbatch.run import Run
 from smallbatch.store import Record, Row
@@ -231,7 +231,7 @@ def without_host(result: dict[str, Any]) -> dict[str, Any]:
 def followed(run: Run, path: Path, cfg: DictConfig, say: Say) -> Iterator[Callable[[list[Row]], None]]:
     """Within it, call what it yields with all epochs so far; at its end W&B gets the result in the folder."""
     place = Place.of(cfg)
-    if cfg.logger.name == "none" or place.mode == "disabled":
+    if cfg.logger.name != "wandb" or is_trial(cfg) or place.mode == "disabled":
         yield lambda rows: None
         return
     page, worker = Page(run, path, place), _worker()

@@ -9,16 +9,21 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import Logger
 
 from smallbatch import store
+from smallbatch.compose import accepted, check_call, locate
+from smallbatch.config import ConfigError, one_line
 from smallbatch.data import Images
 from smallbatch.files import replacing
 from smallbatch.machine import provenance
 from smallbatch.run import Run
 from smallbatch.store import Row
-from smallbatch.training.module import SmallBatch
+from smallbatch.training.module import ImageData, SmallBatch
 from smallbatch.training.score import score
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -35,37 +40,93 @@ class KeepRun(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, SmallBatch)
-        if len(module.rows) < module.run.epochs and not module.diverged:
+        if not module.ended:
             with replacing(self.path / store.CHECKPOINT) as temporary:
                 trainer.save_checkpoint(temporary)
             store.write_rows(self.path, module.rows)
         self.follow(module.rows)
 
 
-def fit(module: SmallBatch, keep: KeepRun, checkpoint: Path | None, cfg: DictConfig) -> None:
-    """Train a module to its last epoch, from a checkpoint if there is one. Raises KeyboardInterrupt on Ctrl-C."""
-    module.network.to(memory_format=torch.channels_last)
+def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
+    """What the config says to Lightning's Trainer, beside the run itself; its files go below `folder`.
+
+    Raises ConfigError for a callback or a logger that cannot be made. Writes nothing.
+    """
+    settings: Any = OmegaConf.to_container(cfg.trainer)
+    if settings["deterministic"] is None and torch.cuda.is_available():
+        settings["deterministic"] = "warn"  # on the CPU one thread is, and the switch makes every new tensor be filled
+    return settings | {
+        "max_epochs": run.epochs,
+        "accelerator": cfg.machine.accelerator,
+        "callbacks": [_callback(name, node) for name, node in cfg.callbacks.items()],
+        "logger": _logger(cfg.logger, run, folder),
+        "default_root_dir": folder,
+        "enable_progress_bar": cfg.progress and sys.stdout is not None and sys.stdout.isatty(),
+    }
+
+
+def _callback(name: Any, node: DictConfig) -> pl.Callback:
+    try:
+        made = instantiate(node)
+    except (HydraException, ImportError) as error:
+        raise ConfigError(f"callbacks.{name}: {one_line(error.__cause__ or error)}") from None
+    if not isinstance(made, pl.Callback):
+        raise ConfigError(f"callbacks.{name}: is no callback of Lightning; name one in its _target_")
+    return made
+
+
+def _logger(node: DictConfig, run: Run, folder: Path) -> Logger | bool:
+    """Lightning's logger; False where there is none, and for W&B, which is ours."""
+    settings: Any = OmegaConf.to_container(node, resolve=True)
+    if "_target_" not in settings:
+        return False
+    target, name = locate(settings.pop("_target_"), "logger"), settings.pop("name", "logger")
+    # MLflow refuses the folder that Lightning's logger would write to by itself.
+    own = {
+        "save_dir": str(folder),
+        "name": name,
+        "run_name": run.label,
+        "tracking_uri": f"sqlite:///{folder}/{name}.db",
+    }
+    arguments = accepted(target, own) | settings
+    check_call(target, arguments, "logger")
+    try:
+        made: Logger = target(**arguments)
+    except ImportError as error:
+        raise ConfigError(f"logger={name}: {one_line(error)}") from None
+    return made
+
+
+def fit(module: SmallBatch, images: Images, checkpoint: Path | None = None, **settings: Any) -> None:
+    """Train a module, from a checkpoint if there is one; `settings` are the Trainer's.
+
+    Raises KeyboardInterrupt on Ctrl-C.
+    """
     with warnings.catch_warnings():
         # Lightning's advice on DataLoader workers and on saving does not apply to blocks from memory.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer = pl.Trainer(
-            max_epochs=module.run.epochs,
-            accelerator=cfg.machine.accelerator,
-            devices=1,
-            precision=module.run.precision,  # type: ignore[arg-type]
-            logger=False,
-            callbacks=[keep],
-            enable_progress_bar=cfg.progress and sys.stdout is not None and sys.stdout.isatty(),
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            reload_dataloaders_every_n_epochs=1,
-            # On the CPU one thread is deterministic already, and the switch makes every new tensor be filled.
-            deterministic="warn" if torch.cuda.is_available() else None,
-        )
+        trainer = pl.Trainer(devices=1, precision=module.run.precision, num_sanity_val_steps=0, **settings)  # type: ignore[arg-type]
+        if trainer.loggers:
+            Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
         try:
-            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, ImageData(module.run, images), ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C, after its clean-up
             raise KeyboardInterrupt from None
+
+
+def check_ended(module: SmallBatch) -> None:
+    """Raise ConfigError if the run is not over: something that is no part of it ended it."""
+    if not module.ended:
+        raise ConfigError(
+            f"a callback ended the run after epoch {len(module.rows)} of {module.run.epochs}, which changes its "
+            "result; to have that say stop=early_stopping, which is part of the run"
+        )
+
+
+def save_weights(module: SmallBatch, path: Path) -> None:
+    """Keep the trained network's state dict in a run folder; `smallbatch.load` reads it."""
+    with replacing(path / store.WEIGHTS) as temporary:
+        torch.save(module.network.state_dict(), temporary)
 
 
 def usable_checkpoint(path: Path, run: Run, say: Callable[[str], None]) -> Path | None:
@@ -90,7 +151,7 @@ def result(run: Run, images: Images, rows: list[Row], status: str, cfg: DictConf
     scores = {"failed": None, "diverged": chance}
     return {
         "status": status,
-        "score": scores[status] if status in scores else score([r["test_accuracy"] for r in rows], run.epochs, chance),
+        "score": scores[status] if status in scores else score([r["test_accuracy"] for r in rows], len(rows), chance),
         "chance": chance,
         "train_images": len(images.train),
         "test_images": len(images.test),

@@ -1,27 +1,29 @@
 """The Lightning module: blocks in, one plain SGD step a mini-batch."""
 
+import copy
 import math
+import random
 import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassStatScores
 
 from smallbatch.compose import accepted, check_call, locate
 from smallbatch.config import ConfigError, one_line
 from smallbatch.data.arrays import Images
-from smallbatch.data.blocks import TestBlocks, TrainBlocks, block_size, halves, statistics_batches
+from smallbatch.data.blocks import STATISTICS_GROUP, TestBlocks, TrainBlocks, statistics_batches
 from smallbatch.models import build
 from smallbatch.models.norm import precise_statistics
 from smallbatch.run import Run
 from smallbatch.store import Row
-from smallbatch.training.schedule import factor
-from smallbatch.training.score import scored_epochs
+from smallbatch.training.schedule import make_schedule
+from smallbatch.training.score import scored_epochs, stopped
 
 
 def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
@@ -42,141 +44,219 @@ def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
         raise ConfigError(f"optimizer: {run.optimizer['_target_']}: {error}") from None
 
 
+def make_loss(run: Run) -> nn.Module:
+    """The run's loss: called with (logits, labels) it gives their mean, as cross-entropy, the default, does."""
+    target = locate(run.loss["_target_"], "loss")
+    settings = {k: v for k, v in run.loss.items() if k not in ("_target_", "name")}
+    check_call(target, settings, "loss")
+    made: nn.Module = target(**settings)
+    return made
+
+
+class ImageData(pl.LightningDataModule):
+    """A run's images as Lightning asks for them: in blocks, each of many mini-batches."""
+
+    def __init__(self, run: Run, images: Images) -> None:
+        super().__init__()
+        self.run, self.images = run, images
+
+    def train_dataloader(self) -> TrainBlocks:
+        run = self.run
+        return TrainBlocks(self.images, run.batch_size, run.data["augment"], run.seed)
+
+    def val_dataloader(self) -> TestBlocks:
+        return TestBlocks(self.images)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
 class SmallBatch(pl.LightningModule):
     """Trains one run's network. `rows` has one entry per finished epoch and travels in the checkpoint.
 
     The learning rate of an update is base_lr × batch_size × schedule, on the mean gradient of the
-    batch: θ ← θ − η̃ Σ ∇L_i (paper, eq. 2).
+    batch: θ ← θ − η̃ Σ ∇L_i (paper, eq. 2). What a training loader gives is a block, which is cut into mini-batches
+    of `batch_size`. `train_images` is how many images an epoch has, for the schedule. Any `pl.Trainer` takes it:
+
+    >>> from smallbatch.compose import compose
+    >>> from smallbatch.data import load_images
+    >>> from smallbatch.run import make_run
+    >>> cfg = compose(["data=digits16", "model=resnet8", "batch_size=8", "data.train_size=64"])
+    >>> run, images = make_run(cfg), load_images(cfg)
+    >>> trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    >>> trainer.fit(SmallBatch(run, *images.sizes), ImageData(run, images))
+    >>> trainer.global_step
+    8
     """
 
-    first_half: Tensor
-
-    def __init__(self, run: Run, images: Images) -> None:
+    def __init__(self, run: Run | dict[str, Any], channels: int, classes: int, train_images: int) -> None:
         super().__init__()
+        self.run = run if isinstance(run, Run) else Run.from_dict(run)
+        sizes = {"channels": channels, "classes": classes, "train_images": train_images}
+        self.save_hyperparameters({"run": self.run.to_dict(), **sizes})
         self.automatic_optimization = False
-        self.run, self.images = run, images
-        self.network = build(run, images.channels, images.classes)
+        self.classes = classes
+        self.network = build(self.run, channels, classes).to(memory_format=torch.channels_last)
+        self.loss = make_loss(self.run)
+        self.loss_of_each = copy.deepcopy(self.loss)  # where it can tell, so that its mean is over images, not blocks
+        if hasattr(self.loss, "reduction"):
+            self.loss_of_each.reduction = "none"  # type: ignore[assignment]
+        self.factor = make_schedule(self.run.schedule, self.run.epochs * (train_images // self.run.batch_size))
         self.updates = 0
-        self.updates_per_epoch = len(images.train) // run.batch_size
-        self.total_updates = run.epochs * self.updates_per_epoch
         self.diverged = False
         self.rows: list[Row] = []
-        self.register_buffer("first_half", torch.from_numpy(halves(images.test)), persistent=False)
         self.metrics = MetricCollection(
             {
-                "a": MulticlassAccuracy(images.classes, average="micro"),
-                "b": MulticlassAccuracy(images.classes, average="micro"),
+                "a": MulticlassStatScores(classes, average="micro"),
+                "b": MulticlassStatScores(classes, average="micro"),
                 "loss": MeanMetric(nan_strategy="disable"),
             },
             compute_groups=False,
         )
         self.metrics.requires_grad_(False)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over: trained to its last epoch, diverged, or stopped early as its config says."""
+        return self.diverged or self.stopped or len(self.rows) >= self.run.epochs
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` ends the run."""
+        stop = self.run.stop
+        return stop is not None and stopped([row[stop["monitor"]] for row in self.rows], stop)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.run, self.network.parameters())
 
-    def train_dataloader(self) -> TrainBlocks:
-        run = self.run
-        return TrainBlocks(self.images, run.batch_size, run.data["augment"], run.seed, self.current_epoch)
-
-    def val_dataloader(self) -> TestBlocks:
-        return TestBlocks(self.images)
-
     def on_train_epoch_start(self) -> None:
         # Built-in networks draw nothing; a user's dropout must not depend on what ran before.
-        torch.manual_seed(self.run.seed * 1_000_003 + self.current_epoch)
-        self.train_start, self.eval_start = time.perf_counter(), math.nan
-        self.loss_sum, self.hits = 0.0, 0
+        seed = self.run.seed * 1_000_003 + self.current_epoch
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        self.train_start, self.eval_start, self.eval_end = time.perf_counter(), math.nan, math.nan
+        self.loss_sum, self.hits, self.seen = 0.0, 0, 0
+        self.tested: dict[str, float] = {"test_loss": math.nan, "test_accuracy": math.nan}
 
     def on_train_batch_start(self, block: Any, index: int) -> int | None:
         return -1 if self.diverged else None  # -1 ends Lightning's epoch
 
     def training_step(self, block: tuple[Tensor, Tensor], index: int) -> None:
         """Step through a block's mini-batches; ask once, at its end, whether the loss is still finite."""
-        images, labels = block
-        m, schedule, total = self.run.batch_size, self.run.schedule, self.total_updates
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        rate = self.run.base_lr * m
-        losses, outputs = [], []
+        m, most = self.run.batch_size, self.trainer.max_steps
+        left = None if most < 0 else (most - self.trainer.global_step) * m
+        images, labels = (part[:left] for part in block)
+        optimizer: Any = self.optimizers()
+        groups = optimizer.param_groups
+        losses, outputs, sizes = [], [], []
         for x, y in zip(images.split(m), labels.split(m), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor(schedule, self.updates, total)
+            rate = self.run.base_lr * len(x) * self.factor(self.updates)
+            for group in groups:
+                group["lr"] = rate
             logits = self.network(x)
-            loss = F.cross_entropy(logits, y)
+            loss = self.loss(logits, y)
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
             self.updates += 1
             losses.append(loss.detach())
             outputs.append(logits.detach())
+            sizes.append(len(x))
         # Read back once a block, and added up in double precision, which not every device has.
-        block_loss = torch.stack(losses).cpu().double().sum().item() * m
+        block_loss = (torch.stack(losses).cpu().double() * torch.tensor(sizes)).sum().item()
         self.loss_sum += block_loss
         self.hits += int((torch.cat(outputs).argmax(1) == labels).sum())
+        self.seen += len(labels)
         self.diverged = not math.isfinite(block_loss)
 
     def on_validation_epoch_start(self) -> None:
         self.eval_start = time.perf_counter()
+        self.metrics.reset()
+        if self.run.precision == "64-true":
+            self.metrics["loss"].set_dtype(torch.float64)  # again: moving a metric to its device makes it float32
 
-    def validation_step(self, block: tuple[Tensor, Tensor], index: int) -> None:
+    def validation_step(self, block: tuple[Tensor, ...], index: int) -> None:
+        """Count a block of test images; `block` may tell which belong to the first of two halves."""
         if self.diverged:
             return
-        images, labels = block
-        logits = self.network(images)
-        start = index * block_size(self.images)
-        first = self.first_half[start : start + len(labels)]
-        self.metrics["a"].update(logits[first], labels[first])
-        self.metrics["b"].update(logits[~first], labels[~first])
-        self.metrics["loss"].update(F.cross_entropy(logits, labels, reduction="none"))
+        images, labels, *told = block
+        first = told[0] if told else torch.ones_like(labels, dtype=torch.bool)
+        logits = self(images)
+        for half, chosen in (("a", first), ("b", ~first)):
+            if chosen.any():
+                self.metrics[half].update(logits[chosen], labels[chosen])
+        losses = self.loss_of_each(logits, labels)
+        self.metrics["loss"].update(losses if losses.ndim else losses.expand(len(labels)))
+
+    def on_validation_epoch_end(self) -> None:
+        self.eval_end = time.perf_counter()
+        self.tested = self._tested()
+        self.log_dict(self.tested)
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, block: Any, index: int) -> Tensor:
+        return self(block[0] if isinstance(block, list | tuple) else block)
+
+    def _tested(self) -> dict[str, float]:
+        """Loss and shares of the test images: all and, where the loader tells them, two fixed halves.
+
+        The halves let a best be chosen on one and reported on the other. All are chance where the network diverged.
+        """
+        loss = math.nan if self.diverged else self.metrics["loss"].compute().item()
+        if not math.isfinite(loss):
+            chance = {f"test_accuracy{half}": 1 / self.classes for half in ("", "_a", "_b")}
+            return {"test_loss": loss, **chance}
+        counted = {half: self.metrics[half].compute().tolist() for half in "ab" if self.metrics[half].update_called}
+        halves = {f"test_accuracy_{half}": hits / total for half, (hits, *_, total) in counted.items()}
+        hits, *_, total = (sum(counts) for counts in zip(*counted.values(), strict=True))
+        return {"test_loss": loss, "test_accuracy": hits / total, **(halves if len(halves) == 2 else {})}
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch's row. A diverged epoch has chance accuracy and no finite loss."""
-        end = time.perf_counter()
-        trained = end if math.isnan(self.eval_start) else self.eval_start  # a diverged epoch is not evaluated
-        seen = (self.updates - self.current_epoch * self.updates_per_epoch) * self.run.batch_size
-        test_loss = math.nan
-        if not self.diverged:
-            test_loss = self.metrics["loss"].compute().item()
-            self.diverged = not math.isfinite(test_loss)  # the epoch's very last update can be the one
-        accuracy = self._test_accuracy()
-        self.metrics.reset()
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        self.rows.append(
-            {
-                "epoch": self.current_epoch + 1,
-                "train_loss": math.nan if self.diverged else self.loss_sum / seen,
-                "train_accuracy": self.hits / seen,
-                "test_loss": test_loss,
-                **accuracy,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "updates": self.updates,
-                "images": self.updates * self.run.batch_size,
-                "train_seconds": trained - self.train_start,
-                "eval_seconds": end - trained,
-            }
-        )
+        was_tested = not math.isnan(self.eval_end)
+        if not was_tested:
+            self.eval_start = self.eval_end = time.perf_counter()
         if self.diverged:
+            self.tested = self._tested()
+        elif was_tested:
+            self.diverged = not math.isfinite(self.tested["test_loss"])  # its very last update can be the one
+        optimizer: Any = self.optimizers()
+        trained = {
+            "train_loss": math.nan if self.diverged else self.loss_sum / self.seen,
+            "train_accuracy": self.hits / self.seen,
+        }
+        rate = {"learning_rate": optimizer.param_groups[0]["lr"]}
+        precise = self._precise()
+        self.log_dict(trained | precise | rate)
+        counts = {"updates": self.updates, "images": self.seen + (self.rows[-1]["images"] if self.rows else 0)}
+        seconds = {
+            "train_seconds": self.eval_start - self.train_start,
+            "eval_seconds": self.eval_end - self.eval_start,
+        }
+        self.rows.append(
+            {"epoch": self.current_epoch + 1, **trained, **self.tested, **precise, **rate, **counts, **seconds}
+        )
+        if self.diverged or self.stopped:
             self.trainer.should_stop = True
 
-    def _test_accuracy(self) -> dict[str, float]:
-        """Shares of the test images: all, two fixed halves and, in the scored epochs, all with precise statistics.
-
-        The halves let a best be chosen on one and reported on the other. All are chance where the epoch diverged.
-        """
-        normalised = self.run.norm.kind == "batch"
-        names = ["", "_a", "_b", *(["_precise"] if normalised else [])]
+    def _precise(self) -> dict[str, float]:
+        """With batch norm: the share of test images that are right with precise statistics; in scored epochs only."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.run.norm.kind != "batch" or not isinstance(data, ImageData):
+            return {}
         if self.diverged:
-            return {f"test_accuracy{name}": 1 / self.images.classes for name in names}
-        a, total = int(self.first_half.sum()), len(self.images.test)
-        # torchmetrics divides in float32: back to the exact number of images.
-        hits_a, hits_b = (round(self.metrics[h].compute().item() * n) for h, n in (("a", a), ("b", total - a)))
-        shares = [(hits_a + hits_b) / total, hits_a / a, hits_b / (total - a)]
-        if normalised:
-            scored = self.current_epoch >= self.run.epochs - scored_epochs(self.run.epochs)
-            shares.append(self._precise_hits() / total if scored else math.nan)
-        return {f"test_accuracy{name}": share for name, share in zip(names, shares, strict=True)}
+            return {"test_accuracy_precise": 1 / self.classes}
+        scored = self.current_epoch >= self.run.epochs - scored_epochs(self.run.epochs)
+        return {"test_accuracy_precise": self._precise_hits(data) / len(data.images.test) if scored else math.nan}
 
-    def _precise_hits(self) -> int:
+    def _precise_hits(self, data: ImageData) -> int:
         """Test images that are right with the batch-norm statistics of training images at the weights as they are."""
         weight = next(self.network.parameters())
 
@@ -187,10 +267,12 @@ class SmallBatch(pl.LightningModule):
         with (
             torch.no_grad(),
             self.trainer.precision_plugin.val_step_context(),
-            precise_statistics(self.network, map(moved, statistics_batches(self.images))),
+            precise_statistics(self.network, map(moved, statistics_batches(data.images))),
         ):
-            for images, labels in self.val_dataloader():
-                hits += int((self.network(moved(images)).argmax(1).cpu() == labels).sum())
+            for images, labels, _ in data.val_dataloader():
+                # In parts that a processor's cache holds: a quarter faster.
+                parts = [self.network(moved(part)).argmax(1).cpu() for part in images.split(STATISTICS_GROUP)]
+                hits += int((torch.cat(parts) == labels).sum())
         return hits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,8 +1,23 @@
 """The learning rate's factor against progress, counted in updates (paper, section 5)."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
+from smallbatch.compose import check_call, locate
 from smallbatch.config import Schedule
+
+
+def make_schedule(schedule: Schedule, total: int) -> Callable[[int], float]:
+    """Factor on the learning rate by update, from 0, of a run of `total`; `schedule._target_` is called as `factor` is.
+
+    Raises ConfigError if that takes no (schedule, update, total).
+    """
+    if not schedule._target_:
+        return partial(factor, schedule, total=total)
+    target = locate(schedule._target_, "schedule")
+    check_call(target, {"total": total}, "schedule", schedule, 0)
+    return partial(target, schedule, total=total)
 
 
 def factor(schedule: Schedule, update: int, total: int) -> float:
@@ -17,7 +32,7 @@ def factor(schedule: Schedule, update: int, total: int) -> float:
     >>> [factor(Schedule(warmup=0.1, warmup_start=0.5), update, 100) for update in (0, 5, 10)]
     [0.5, 0.75, 1]
     """
-    done = update / total
+    done = min(update / total, 1)
     if done < schedule.warmup:
         return schedule.warmup_start + (1 - schedule.warmup_start) * done / schedule.warmup
     if schedule.kind == "cosine":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 
 def scored_epochs(epochs: int) -> int:
@@ -21,3 +22,18 @@ def score(test_accuracy: Sequence[float], epochs: int, chance: float) -> float:
     """
     padded = [*test_accuracy, *[chance] * (epochs - len(test_accuracy))]
     return float(median(padded[epochs - scored_epochs(epochs) :]))
+
+
+def stopped(values: Sequence[float], stop: dict[str, Any]) -> bool:
+    """Whether a run ends early: none of its last `patience` epochs was better than the best before by `min_delta`.
+
+    >>> early = {"mode": "min", "patience": 2, "min_delta": 0.1}
+    >>> [stopped(losses, early) for losses in ([1.0, 1.2, 0.5], [1.0, 0.95], [1.0, 0.95, 0.92])]
+    [False, False, True]
+    """
+    sign = 1 if stop["mode"] == "min" else -1
+    best, waited = float("inf"), 0
+    for value in values:
+        better = sign * value < best - stop["min_delta"]
+        best, waited = (sign * value, 0) if better else (best, waited + 1)
+    return waited >= int(stop["patience"])

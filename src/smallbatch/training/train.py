@@ -31,7 +31,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
     # The run is all of the config that decides its numbers. Its key names its folder.
     run = make_run(cfg)
     path = store.folder(folder, run)
-    if not cfg.overwrite and (record := store.done(path, say)):
+    if record := store.kept(path, cfg, say):
         store.tidy(path)
         return record, True
 
@@ -54,9 +54,9 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
 
     # From here on the run is ours, and nobody else touches its folder.
     with lock.hold(path):
-        if not cfg.overwrite and (record := store.done(path)):  # it may have ended just now
+        if record := store.kept(path, cfg, lambda line: None):  # it may have ended just now
             return record, True
-        store.begin(path, run, afresh=cfg.overwrite)
+        store.begin(path, run, afresh=bool(cfg.overwrite))
         checkpoint = fit.usable_checkpoint(path, run, say)
 
         # Lightning trains. After each epoch the checkpoint and the rows are saved, and W&B gets the rows.

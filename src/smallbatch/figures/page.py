@@ -32,18 +32,18 @@ NUMERIC = ("images", "m", "b", "η̃", "epochs", "seed", "updates", "score", "tr
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn figure on the page."""
+    """One drawn figure on the page; `paths` are its files, the PNG first."""
 
     runs: FigureRuns
-    png: Path
+    paths: Sequence[Path]
 
     def context(self) -> dict[str, Any]:
         """What the template shows of it."""
-        runs, png = self.runs, self.png.read_bytes()
+        runs, png = self.runs, self.paths[0].read_bytes()
         scale = "" if runs.draw == "paths" else runs.scale
         train = f"python src/train.py -m figure={runs.name}" + ("" if scale in ("", "paper") else f" scale={scale}")
         return {
-            "stem": self.png.stem,
+            "stem": self.paths[0].stem,
             "title": f"{runs.title} ({runs.stand_in})" if runs.stand_in else runs.title,
             "scale": scale,
             "missing": len(runs.missing),

@@ -152,28 +152,19 @@ def _range(values: pd.Series, text: Any) -> str:
 def _choices() -> list[list[Markup]]:
     """What the paper leaves open, as rows of what, ours and setting."""
     rows = yaml.safe_load(CHOICES.read_text(encoding="utf-8"))
-    return [
-        [Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(cell)))) for cell in row.values()] for row in rows
-    ]
+    return [[Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(cell)))) for cell in r.values()] for r in rows]
 
 
 def _provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """How many runs came from which versions, code and machine, and when."""
-    counts: Counter[tuple[str, str, str]] = Counter()
+    """How many runs came from which versions, code and machine, and when; most first."""
     ended: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for record in records:
-        result = record.result
+    for result in (record.result for record in records):
         versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
         machine = result.get("machine", {})
-        source = (
-            versions,
-            str(result.get("commit")),
-            f"{machine.get('device', '?')}, {machine.get('cores', '?')} cores",
-        )
-        counts[source] += 1
-        ended[source].append(result.get("ended", "?"))
+        device = f"{machine.get('device', '?')}, {machine.get('cores', '?')} cores"
+        ended[versions, str(result.get("commit")), device].append(result.get("ended", "?"))
     return [
-        dict(zip(("versions", "commit", "device"), source, strict=True))
-        | {"runs": number, "first": min(ended[source]), "last": max(ended[source])}
-        for source, number in counts.most_common()
+        {"versions": versions, "commit": commit, "device": device}
+        | {"runs": len(times), "first": min(times), "last": max(times)}
+        for (versions, commit, device), times in sorted(ended.items(), key=lambda source: -len(source[1]))
     ]

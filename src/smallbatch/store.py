@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,13 +97,13 @@ def read(path: Path) -> Record | None:
     return Record(run, rows, result)
 
 
-def ended(store: Path) -> dict[str, Record]:
-    """The sound runs that count as done, by key; damaged folders are named on stderr."""
+def ended(store: Path, statuses: Container[str] = ENDED) -> dict[str, Record]:
+    """The sound runs that count as done, or have one of these statuses, by key; damaged folders are named on stderr."""
     records = {}
     for _, record in read_all(store):
         if isinstance(record, DamagedRun):
             print(f"damaged, left out: {record}", file=sys.stderr)
-        elif record and record.result["status"] in ENDED:
+        elif record and record.result["status"] in statuses:
             records[record.run.key] = record
     return records
 

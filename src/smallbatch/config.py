@@ -323,7 +323,7 @@ class Config:
     save_weights: bool | None = None
     progress: bool = True
     wait: bool = True
-    grid_point: bool = False  # set by the sweeper
+    grid_point: str | None = None  # set by our sweeper: the key of the run that it expects
 
 
 def is_trial(cfg: DictConfig) -> bool:

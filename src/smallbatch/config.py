@@ -1,7 +1,5 @@
 """What there is to set: the typed schema that Hydra checks."""
 
-import math
-import re
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Any
@@ -323,7 +321,7 @@ class Config:
     save_weights: bool | None = None
     progress: bool = True
     wait: bool = True
-    grid_point: bool = False  # set by the sweeper
+    grid_point: str | None = None  # set by our sweeper: the key of the run that it expects
 
 
 def is_trial(cfg: DictConfig) -> bool:
@@ -343,35 +341,3 @@ def register() -> None:
     data = (Data, ArraysData, DigitsData, FolderData)
     for node in (*networks, *data, *optimizers, Figure):
         store.store(group="schema", name=node.__name__.lower(), node=node)
-
-
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_POWER = re.compile(rf"\s*({_NUMBER})\s*(?:(/|\*\*)\s*({_NUMBER})\s*)?")
-
-
-def parse_power(value: float | str) -> float:
-    """A number written as a float, a fraction or a power. Raises ConfigError for anything else.
-
-    >>> parse_power("1/512") == parse_power("2**-9") == parse_power(0.001953125)
-    True
-    """
-    match = _POWER.fullmatch(str(value))
-    try:
-        if match is None:
-            raise ValueError
-        left, operator, right = match.groups()
-        if operator == "/":
-            return float(left) / float(right)
-        return float(float(left) ** float(right)) if operator else float(left)  # a complex root is a TypeError
-    except (ValueError, ArithmeticError, TypeError):
-        raise ConfigError(f"base_lr={value}: not a number; write it as 0.002, 1/512 or 2**-9") from None
-
-
-def format_power(value: float) -> str:
-    """A power of two as one, else the shortest decimal that reads back equal.
-
-    >>> format_power(1 / 512), format_power(0.003)
-    ('2^-9', '0.003')
-    """
-    mantissa, exponent = math.frexp(value)
-    return f"2^{exponent - 1}" if mantissa == 0.5 else repr(float(value)).removesuffix(".0")

@@ -26,9 +26,8 @@ from smallbatch.config import (
     Schedule,
     Torchvision,
     Undefined,
-    format_power,
-    parse_power,
 )
+from smallbatch.powers import format_power, parse_power
 
 # Raised by one whenever a change alters what a run computes, or a default below changes.
 PROTOCOL = 1

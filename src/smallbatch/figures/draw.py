@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from smallbatch.config import ConfigError, format_power
+from smallbatch.config import ConfigError
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.figures.panels import (
     caption,
@@ -22,6 +22,7 @@ from smallbatch.figures.panels import (
     power_text,
     styled,
 )
+from smallbatch.powers import format_power
 from smallbatch.table import least_reliable
 
 

@@ -13,9 +13,9 @@ import pandas as pd
 import yaml
 from markupsafe import Markup, escape
 
-from smallbatch.config import format_power
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.files import write_text
+from smallbatch.powers import format_power
 from smallbatch.store import Record, timestamp
 from smallbatch.table import table
 

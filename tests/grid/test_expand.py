@@ -159,7 +159,7 @@ def test_a_scale_without_a_figure_is_refused(grid):
 
 
 def test_a_glob_is_refused(grid):
-    with pytest.raises(ConfigError, match="list the values"):
+    with pytest.raises(ConfigError, match="a grid takes; list them"):
         grid("model=glob(*)")
 
 

@@ -189,7 +189,7 @@ def test_results_do_not_depend_on_the_block_size_and_blocks_hold_whole_mini_batc
     assert torch.equal(torch.cat([b for _, b in parts]), y)
     tests = list(TestBlocks(images()))
     assert len(tests) == len(TestBlocks(images()))
-    assert torch.cat([b for _, b, _ in tests]).tolist() == list(range(37))
+    assert torch.cat([labels for _, labels, _ in tests]).tolist() == list(range(37))
 
 
 def test_every_epoch_and_seed_is_another_permutation():

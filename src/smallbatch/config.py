@@ -190,6 +190,10 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
 
+NAMED = (AlexNet, ResNet, Torchvision, SGD, AdamW, CrossEntropy)  # schemas of one `_target_` each
+LOSS = vars(CrossEntropy())  # the default
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Factor on the learning rate against the share of all updates that is done.
@@ -337,7 +341,5 @@ def register() -> None:
     for name in ("norm", "schedule"):
         OmegaConf.set_readonly(config[name], None)  # a run's are frozen, but a config's can be set
     store.store(name="config_schema", node=config)
-    networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW, CrossEntropy)
-    data = (Data, ArraysData, DigitsData, FolderData)
-    for node in (*networks, *data, *optimizers, Figure):
+    for node in (*NAMED, Data, ArraysData, DigitsData, FolderData, Figure):
         store.store(group="schema", name=node.__name__.lower(), node=node)

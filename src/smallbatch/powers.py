@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 
 from smallbatch.config import ConfigError
 
@@ -15,16 +16,13 @@ def parse_power(value: float | str) -> float:
     >>> parse_power("1/512") == parse_power("2**-9") == parse_power(0.001953125)
     True
     """
-    match = _POWER.fullmatch(str(value))
-    try:
-        if match is None:
-            raise ValueError
-        left, operator, right = match.groups()
-        if operator == "/":
-            return float(left) / float(right)
-        return float(float(left) ** float(right)) if operator else float(left)  # a complex root is a TypeError
-    except (ValueError, ArithmeticError, TypeError):
-        raise ConfigError(f"base_lr={value}: not a number; write it as 0.002, 1/512 or 2**-9") from None
+    with suppress(ArithmeticError, TypeError):  # the latter of a complex root
+        if match := _POWER.fullmatch(str(value)):
+            left, operator, right = match.groups()
+            if operator == "/":
+                return float(left) / float(right)
+            return float(float(left) ** float(right)) if operator else float(left)
+    raise ConfigError(f"base_lr={value}: not a number; write it as 0.002, 1/512 or 2**-9")
 
 
 def format_power(value: float) -> str:

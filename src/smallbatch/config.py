@@ -319,7 +319,7 @@ class Config:
     logger: Any = MISSING
     wandb: Wandb = field(default_factory=Wandb)
     store: str = "outputs/runs"
-    overwrite: bool = False
+    overwrite: bool | str = False
     save_weights: bool | None = None
     progress: bool = True
     wait: bool = True

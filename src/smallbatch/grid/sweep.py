@@ -47,8 +47,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig) -> bool:
     folders = Path(cfg.store)
     grid = expand(arguments, rates=lambda *asked: _best_rates(folders)(*asked))
     results = Results(folders, grid.points)
-    if not cfg.overwrite:
-        results.take_ended()
+    results.take_ended(cfg)
     before = set(results.ended)
     _check_store(results)
     grid = _without_refused(grid, results)

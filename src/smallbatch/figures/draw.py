@@ -109,9 +109,8 @@ def _whole_curves(runs: FigureRuns) -> pd.DataFrame:
     epochs, chance = int(runs.frame["epochs"].max()), runs.frame["chance"].iloc[0]
     lost = runs.curves.assign(lost=runs.curves["train_loss"].isna())
     lost.loc[lost["lost"], ["train_accuracy", "test_accuracy"]] = chance
-    index = pd.MultiIndex.from_product([lost["key"].unique(), range(1, epochs + 1)], names=["key", "epoch"])
-    whole = lost.set_index(["key", "epoch"]).reindex(index).reset_index()
-    whole["batch_size"] = whole["key"].map(lost.drop_duplicates("key").set_index("key")["batch_size"])
+    every = lost[["key", "batch_size"]].drop_duplicates().merge(pd.Series(range(1, epochs + 1), name="epoch"), "cross")
+    whole = every.merge(lost, "left")
     whole["lost"] = whole["lost"].eq(True)
     return whole.fillna({"train_accuracy": chance, "test_accuracy": chance})
 

@@ -13,7 +13,7 @@ import figures as figures_command
 import runs as runs_command
 from smallbatch import store
 from smallbatch.config import ConfigError
-from smallbatch.figures import draw
+from smallbatch.figures import draw, panels
 from smallbatch.grid.expand import expand
 from smallbatch.table import differences, select, table
 
@@ -101,7 +101,7 @@ def test_cells_are_means_and_sample_deviations_over_seeds():
             "status": ["finished"] * 2 + ["diverged"],
         }
     )
-    cells = draw.cell_means(frame, ["batch_size", "base_lr"]).set_index("batch_size")
+    cells = panels.cell_means(frame, ["batch_size", "base_lr"]).set_index("batch_size")
     assert cells.loc[2, "mean"] == pytest.approx(30)
     assert cells.loc[2, "std"] == pytest.approx(100 * 0.02**0.5)
     assert cells.loc[2, "count"] == 2

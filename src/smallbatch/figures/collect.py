@@ -112,9 +112,8 @@ def collect(name: str, scale: str, words: list[str], ended: Ended) -> FigureRuns
     if figure.scales:
         rates = best_rates(ended, ended.describe)
         grid = expand([f"figure={name}", f"scale={scale}", *words], ended.describe, rates)
-        records, missing = ended.of(
-            (point.run for point in grid.points), not any(word.startswith("seed=") for word in words)
-        )
+        any_seed = not any(word.startswith("seed=") for word in words)
+        records, missing = ended.of((point.run for point in grid.points), any_seed)
     own = any(word.startswith(("model=", "data=")) for word in words)  # and so no stand-in for the paper's
     stand_in = f"stand-in, {figure.stand_in[scale]}" if scale in figure.stand_in and not own else ""
     return FigureRuns(

@@ -31,7 +31,7 @@ from smallbatch.files import write_text
 from smallbatch.store import Ended, Record
 from smallbatch.table import differences, keep, select, table
 from smallbatch.tracking import project
-from smallbatch.tracking.live import Place, WandbError, settled
+from smallbatch.tracking.live import Place, settled
 
 MOST_NAMED = 20  # missing runs of one figure
 
@@ -47,7 +47,8 @@ def main() -> None:
     with cli.one_line_errors():
         words, cfg = cli.sort(arguments.words)
         folders, place = Path(cfg.store), Place.of(cfg)
-        records = keep(_from_wandb(place) if arguments.source == "wandb" else store.ended(folders), arguments.where)
+        records = project.records(place) if arguments.source == "wandb" else store.ended(folders)
+        records = keep(records, arguments.where)
         if not records and words != ["figure=sgd_paths"]:
             raise ConfigError(f"no ended runs in {folders} that match; train some with `python src/train.py -m …`")
         if names_figures(words) or not words:
@@ -67,38 +68,23 @@ class Drawn:
     page: Path | None = None
 
 
-def _from_wandb(place: Place) -> dict[str, Record]:
-    """The ended runs of a W&B project. Raises ConfigError, and WandbError where W&B fails."""
-    try:
-        return project.records(place)
-    except ConfigError:
-        raise
-    except Exception as error:  # of many kinds
-        raise WandbError(error) from None
-
-
 def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
-    """Add what was drawn to the W&B project. Raises ConfigError if W&B does not take it."""
-    tables = {"runs": runs} | text.frames(drawn.claims)
+    """Add what was drawn to the W&B project. Raises SmallBatchError if W&B does not take it: the files are there."""
     place = settled(place, lambda line: None)
-    if place.mode == "disabled":
-        return
-    try:
-        where = project.add_figures(place, drawn.paths, tables, drawn.page)
+    if place.mode != "disabled":
+        where = project.add_figures(place, drawn.paths, {"runs": runs} | text.frames(drawn.claims), drawn.page)
         print(where if place.mode == "online" else f"W&B: offline; upload with `wandb sync {where}`")
-    except Exception as error:  # of many kinds; the files are there whatever W&B does
-        raise WandbError(error) from None
 
 
 def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> Drawn:
     """The figures that the words name, or all, at every scale that has runs. Raises ConfigError if none has."""
     asked = Asked.of(words)
     pictures: dict[str, Picture] = {}
-    claims, paths = {}, []
+    claims: dict[str, list[Row]] = {}
     problems: dict[str, None] = {}
     for scale in asked.scales:
         gathered, wrong = gather(asked, scale, ended)
-        paths += _draw_scale(asked, scale, gathered, out, pictures, wrong)
+        wrong += _draw_scale(asked, scale, gathered, out, pictures)
         if wrong and asked.by_name and len(asked.scales) == 1:
             raise ConfigError("; ".join(map(str, wrong)))
         problems |= dict.fromkeys(str(problem) for problem in wrong if not isinstance(problem, NotYet))
@@ -108,6 +94,7 @@ def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> D
         named = " ".join(words if asked.by_name else ["figure=all", *words])
         nothing = f"no run of {named} is there; train: python src/train.py -m {named}"
         raise ConfigError(next(iter(problems), nothing))
+    paths = [path for picture in pictures.values() for path in picture.paths]
     if asked.by_name:
         return Drawn(paths, claims)
     if problems:
@@ -116,8 +103,7 @@ def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> D
     if others and not words:
         number = "1 run belongs" if len(others) == 1 else f"{len(others)} runs belong"
         print(f"{number} to no figure; choose such by the columns of `python src/runs.py list`, as in model=… data=…")
-    page = _conclude(list(pictures.values()), claims, ended, folders, out)
-    return Drawn(paths, claims, page)
+    return Drawn(paths, claims, _conclude(list(pictures.values()), claims, ended, folders, out))
 
 
 def _judge(asked: Asked, scale: str, gathered: dict[str, FigureRuns], ended: Ended) -> list[Row]:
@@ -135,39 +121,26 @@ def _judge(asked: Asked, scale: str, gathered: dict[str, FigureRuns], ended: End
 
 
 def _draw_scale(
-    asked: Asked,
-    scale: str,
-    gathered: dict[str, FigureRuns],
-    out: Path,
-    pictures: dict[str, Picture],
-    problems: list[ConfigError],
-) -> list[Path]:
-    """Draw what one scale has, adding to `pictures` by stem, and to `problems`; returns the files."""
-    paths = []
+    asked: Asked, scale: str, gathered: dict[str, FigureRuns], out: Path, pictures: dict[str, Picture]
+) -> list[ConfigError]:
+    """Draw what one scale has, adding to `pictures` by stem; returns why some cannot be drawn."""
+    problems = []
     for runs in (gathered[name] for name in asked.figures if name in gathered):
         stem = runs.name if runs.draw == "paths" else "-".join([runs.name, scale, *map(_file_name, asked.changes)])
-        if stem in pictures:
-            continue
-        try:
-            files = _draw(runs, gathered, asked.changes, out / stem)
-        except ConfigError as problem:  # such as several η̃ where one is drawn
-            problems.append(problem)
-            continue
-        if files:
-            pictures[stem] = Picture(runs, files[0])
-        paths += files
-    return paths
+        parts = [gathered[name] for name in runs.of if name in gathered and len(gathered[name].frame)]
+        if stem not in pictures and (parts or len(runs.frame) or runs.draw == "paths"):
+            try:
+                pictures[stem] = Picture(runs, _draw(runs, parts, asked.changes, out / stem))
+            except ConfigError as problem:  # such as several η̃ where one is drawn
+                problems.append(problem)
+    return problems
 
 
-def _draw(runs: FigureRuns, gathered: dict[str, FigureRuns], changes: list[str], stem: Path) -> list[Path]:
-    """Draw a figure if it has runs, naming those that are missing, and what it has other than its config."""
-    parts = [gathered[name] for name in runs.of if name in gathered and not gathered[name].frame.empty]
-    if runs.frame.empty and not parts and runs.draw != "paths":
-        return []
+def _draw(runs: FigureRuns, parts: list[FigureRuns], changes: list[str], stem: Path) -> list[Path]:
+    """Draw a figure, naming the runs that are missing, and what it has other than its config; returns the files."""
     changed = f" (with {' '.join(changes)})" if changes else ""
     paths = panels.save(draw.draw(replace(runs, title=runs.title + changed), parts), stem)
-    for path in paths:
-        print(path)
+    print(*paths, sep="\n")
     for run in runs.missing[:MOST_NAMED]:
         print(f"missing: {run.label}")
     if len(runs.missing) > MOST_NAMED:
@@ -198,8 +171,7 @@ def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Dra
         raise ConfigError(f"these runs differ in their BN batch too; choose one, as bn_batch_size=… of {sizes}")
     stem = out / "-".join(["sweep", *map(_file_name, sorted(words))])
     paths = panels.save(draw.sweep(frame, "Sweep", f"{panels.describe(frame)}."), stem)
-    for path in paths:
-        print(path)
+    print(*paths, sep="\n")
     return Drawn(paths)
 
 

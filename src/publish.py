@@ -13,10 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smallbatch import cli, lock, store
-from smallbatch.config import ConfigError, one_line
+from smallbatch.config import one_line
 from smallbatch.figures.collect import chosen
-from smallbatch.store import DamagedRun, Record
-from smallbatch.table import keep
+from smallbatch.store import Record
 from smallbatch.tracking import live
 
 
@@ -28,26 +27,13 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     with cli.one_line_errors():
         words, cfg = cli.sort([*arguments.words, "wandb.mode=online"])
-        records = _chosen(Path(cfg.store), words, arguments.where)
+        folders = Path(cfg.store)
+        records = chosen(folders, words, arguments.where, (*store.ENDED, "failed"))
         place = live.settled(live.Place.of(cfg), print)
         given = {word.removeprefix("wandb.").partition("=")[0] for word in arguments.words if word.startswith("wandb.")}
-        failed = _publish(records, place, given)
+        failed = _publish({store.folder(folders, record.run): record for record in records}, place, given)
         if failed:
             sys.exit(f"error: {failed} not uploaded; the same command goes on with them")
-
-
-def _chosen(folders: Path, words: list[str], where: str | None) -> dict[Path, Record]:
-    """The sound ended runs, failed ones too, that are meant. Raises ConfigError if there are none."""
-    found: dict[str, tuple[Path, Record]] = {}
-    for path, record in store.read_all(folders):
-        if isinstance(record, DamagedRun):
-            print(f"damaged, left out: {record}", file=sys.stderr)
-        elif record:
-            found[record.run.key] = (path, record)
-    records = chosen(words, keep({key: record for key, (_, record) in found.items()}, where))
-    if not records:
-        raise ConfigError(f"no ended runs in {folders} that match")
-    return dict(found[record.run.key] for record in records)
 
 
 def _publish(records: dict[Path, Record], place: live.Place, given: set[str]) -> int:
@@ -58,7 +44,9 @@ def _publish(records: dict[Path, Record], place: live.Place, given: set[str]) ->
         if lock.holder(path) or live.is_uploaded(path, record, there):
             continue
         try:
-            live.publish(path, record, there)
+            page = live.Page(record.run, path, there)
+            page.open()
+            page.close(record)
             uploaded += 1
         except Exception as error:  # wandb's are of many kinds
             failed += 1

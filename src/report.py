@@ -19,7 +19,7 @@ from smallbatch.config import ConfigError
 from smallbatch.figures.collect import Asked, gather
 from smallbatch.store import Ended
 from smallbatch.table import keep
-from smallbatch.tracking.live import Place, WandbError, login
+from smallbatch.tracking.live import Place, login, wandb_errors
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ def main() -> None:
             raise ConfigError(f"no figure has runs in {cfg.store}")
         known, server = login()
         if known:
-            print(_created(place, parts, claims))
+            report = _build(place, parts, claims)
+            with wandb_errors():
+                address = report.save().url
+            print(address)
             return
     print(f"no login for {server}; a report in project {place.project} would have these sections:")
     print("\n".join([*claims, *map(str, parts)]))
@@ -72,15 +75,6 @@ def contents(asked: Asked, ended: Ended) -> tuple[list[Section], list[str]]:
         if asked.by_name and wrong:
             raise wrong[0]
     return sections, claims
-
-
-def _created(place: Place, parts: list[Section], claims: list[str]) -> str:
-    """The address of the report, created. Raises WandbError if W&B does not take it."""
-    report = _build(place, parts, claims)
-    try:
-        return str(report.save().url)
-    except Exception as error:  # of many kinds
-        raise WandbError(error) from None
 
 
 def _build(place: Place, parts: list[Section], claims: list[str]) -> Any:

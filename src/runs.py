@@ -37,10 +37,14 @@ def main() -> None:
             check(folders)
         elif given.command == "import":
             add(file, folders)
-        elif given.command == "list":
-            show(chosen(folders, words, given.where))
         else:
-            export(file, chosen(folders, words, given.where))
+            from smallbatch.figures.collect import chosen
+
+            records = chosen(folders, words, given.where)
+            if given.command == "list":
+                show(records)
+            else:
+                export(file, records)
 
 
 def _file(command: str, words: list[str]) -> Path:
@@ -48,17 +52,6 @@ def _file(command: str, words: list[str]) -> Path:
     if not words or ("=" in words[0] and "/" not in words[0]):
         raise ConfigError(f"{command} needs a file first: python src/runs.py {command} runs.jsonl.gz")
     return Path(words[0])
-
-
-def chosen(folders: Path, words: list[str], where: str | None) -> list[Record]:
-    """The ended, sound runs that are meant; damaged ones are reported. Raises ConfigError if there is none."""
-    from smallbatch.figures.collect import chosen
-    from smallbatch.table import keep
-
-    records = chosen(words, keep(store.ended(folders), where))
-    if not records:
-        raise ConfigError(f"no ended runs in {folders} that match")
-    return records
 
 
 def show(records: list[Record]) -> None:

@@ -1,14 +1,11 @@
 """Train one run, or a grid of runs with -m. See README.md, or `python src/train.py --help`.
 
-`train` tells the story of a run: config, run, data, network, training, record.
+The story of a run is in `src/smallbatch/training/train.py`.
 """
 
 import os
 import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -20,84 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from smallbatch import lock, store
 from smallbatch.cli import keep_interrupts, one_line_errors
 from smallbatch.compose import VERSION_BASE, check_names, plain_errors
-from smallbatch.config import ConfigError, SmallBatchError, is_trial, register
+from smallbatch.config import ConfigError, SmallBatchError, format_power, is_trial, register
 from smallbatch.files import disk_error
 from smallbatch.run import make_run
 from smallbatch.store import Record
+from smallbatch.training.train import train
 
 register()
 keep_interrupts()
-
-
-def train(cfg: DictConfig, say: Callable[[str], None]) -> tuple[Record, bool]:
-    """See to it that the store has the run of a config. Its record, and whether it was there already.
-
-    `say` gets one-line notices. An error in training is a record with status `failed`. A trial leaves nothing.
-    Raises ConfigError before anything is written, Busy if another process trains the run, KeyboardInterrupt on Ctrl-C.
-    """
-    if not is_trial(cfg):
-        return _train(cfg, Path(cfg.store), say)
-    if cfg.grid_point:
-        raise ConfigError("trainer.fast_dev_run and limit_*_batches are for a trial of one run, without -m")
-    with tempfile.TemporaryDirectory() as nowhere:
-        return _train(cfg, Path(nowhere), say)
-
-
-def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[Record, bool]:
-    # The run is all of the config that decides its numbers. Its key names its folder.
-    run = make_run(cfg)
-    path = store.folder(folder, run)
-    if not cfg.overwrite and (record := store.done(path, say)):
-        store.tidy(path)
-        return record, True
-
-    # These import torch, which takes seconds: wrong configs and finished runs do without.
-    import torch
-
-    from smallbatch.data import load_images
-    from smallbatch.tracking import live
-    from smallbatch.training import fit
-    from smallbatch.training.module import SmallBatch, trial
-
-    torch.set_num_threads(cfg.machine.threads)
-    torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times
-
-    # The images, whether the network takes them, and what is asked of Lightning.
-    images = load_images(cfg)
-    trial(run, images)
-    settings = fit.trainer_settings(cfg, run, path / store.LIGHTNING)
-    live.require_login(cfg)
-
-    # From here on the run is ours, and nobody else touches its folder.
-    with lock.hold(path):
-        if not cfg.overwrite and (record := store.done(path)):  # it may have ended just now
-            return record, True
-        store.begin(path, run, afresh=cfg.overwrite)
-        checkpoint = fit.usable_checkpoint(path, run, say)
-
-        # Lightning trains. After each epoch the checkpoint and the rows are saved, and W&B gets the rows.
-        with live.followed(run, path, cfg, say) as follow:
-            settings["callbacks"].append(fit.KeepRun(path, follow))
-            module, error = None, ""
-            try:
-                module = SmallBatch(run, *images.sizes)
-                fit.fit(module, images, checkpoint, **settings)
-                if not is_trial(cfg):
-                    fit.check_ended(module)
-            except Exception as caught:  # a user's network may raise what it likes: its run has failed, that is all
-                error = f"{type(caught).__name__}: {caught}".splitlines()[0]
-                (path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-
-            # The record: weights, rows, result. From then on the run is done, unless it failed.
-            rows = module.rows if module else []
-            status = "failed" if error else "diverged" if module and module.diverged else "finished"
-            if module and status == "finished" and cfg.save_weights:
-                fit.save_weights(module, path)
-            result = fit.result(run, images, rows, status, cfg) | ({"error": error} if error else {})
-            store.write_result(path, run, rows, result)
-            if not error:
-                (path / store.CHECKPOINT).unlink(missing_ok=True)
-    return Record(run, rows, result), False
 
 
 @hydra.main(config_path="../conf", config_name="train", **VERSION_BASE)
@@ -161,6 +88,9 @@ def _settle(cfg: DictConfig, of_many: bool) -> None:
 def _tell(cfg: DictConfig, record: Record, before: bool, of_sweep: bool) -> None:
     """Print how a run ended. If it failed: exit status 1, or for a sweep SmallBatchError."""
     print(store.trial_summary(record) if is_trial(cfg) else store.summary(record, Path(cfg.store), before))
+    if record.result["status"] == "diverged":
+        less = format_power(record.run.base_lr / 4).replace("^", "**")
+        print(f"diverged: the learning rate is too high for this network and batch size; try base_lr={less}")
     if record.result["status"] == "failed":
         if of_sweep:
             raise SmallBatchError(f"{record.run.label}: {record.result['error']}")

@@ -275,7 +275,8 @@ def test_where_the_images_lie_is_not_in_the_key(root, tmp_path):
      "norm.layers=conv", "norm.eps=1e-3", "norm.memory=128", "optimizer=adamw", "optimizer.momentum=0.9",
      "optimizer.nesterov=true", "schedule=cosine", "schedule.drops=[0.5]", "schedule.drop_factor=0.2",
      "schedule.warmup=0.05", "schedule.warmup_start=0.5", "batch_size=16", "base_lr=1/512", "bn_batch_size=4",
-     "epochs=11", "weight_decay=0", "seed=1", "precision=64-true"],
+     "epochs=11", "weight_decay=0", "seed=1", "precision=64-true", "loss.label_smoothing=0.1", "stop=early_stopping",
+     "schedule._target_=math.dist"],
 )  # fmt: skip
 def test_every_scientific_setting_reaches_the_key(root, override):
     base = {"norm": "norm=batch", "batch_size": "batch_size=32", "epochs": "epochs=10"}
@@ -289,7 +290,17 @@ def test_the_defaults_are_the_paper_s(root):
     assert (run.schedule.drops, run.schedule.drop_factor) == ([0.5, 0.75], 0.1)
     assert (run.weight_decay, made(root, "model=resnet8").weight_decay) == (5e-4, 1e-4)
     assert made(root, "data=cifar10").epochs == 82
-    assert {f.name for f in fields(Run)} == BASE.to_dict().keys()
+    assert {f.name for f in fields(Run)} - {"loss", "stop"} == BASE.to_dict().keys()
+
+
+def test_a_run_s_dictionary_has_what_came_later_only_where_it_is_set(root):
+    """So that the files and checksums of older runs stay as they are."""
+    later = made(root, "loss.label_smoothing=0.1", "stop=early_stopping", "schedule._target_=math.dist")
+    plain = later.to_dict()
+    assert plain["stop"] == {"monitor": "test_loss", "mode": "min", "patience": 5, "min_delta": 0.0}
+    assert (plain["loss"]["label_smoothing"], plain["schedule"]["_target_"]) == (0.1, "math.dist")
+    assert Run.from_dict(json.loads(json.dumps(plain))).key == later.key
+    assert "_target_" not in BASE.to_dict()["schedule"]
 
 
 # What is refused

@@ -295,10 +295,10 @@ def test_what_is_drawn_goes_to_wandb_with_tables_and_page(folder, tmp_path, comm
 
 
 def test_wandb_s_failure_is_one_line_and_the_files_are_there(folder, tmp_path, command, monkeypatch):
-    def fail(*given):
+    def fail(place, **given):
         raise RuntimeError("no such project\nand more")
 
-    monkeypatch.setattr(figures_command.project, "add_figures", fail)
+    monkeypatch.setattr(figures_command.project, "open_run", fail)
     words = ["figure=fig01", "scale=smoke", "logger=wandb", "wandb.mode=offline"]
     status, _ = command(figures_command, f"store={folder}", "--out", tmp_path / "out", *words)
     assert status == "error: W&B: no such project"

@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "SmallBatch": "smallbatch.training.module",
-    "ImageData": "smallbatch.training.module",
+    **dict.fromkeys(("runs", "load", "train", "grid", "figure"), "smallbatch.api"),
+    **dict.fromkeys(("SmallBatch", "ImageData"), "smallbatch.training.module"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """The parts that a script needs, imported when they are first used: torch takes seconds."""
+    """What scripts use, imported when it is first asked for: torch takes seconds."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)

@@ -1,5 +1,6 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -191,6 +192,19 @@ def locate(path: str, where: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{where}._target_={path}: is no class or function")
     return found
+
+
+@lru_cache
+def source(path: str) -> Path | None:
+    """The file that defines what a `_target_` names, if that is the user's own; nothing of it is run."""
+    module = path.rpartition(".")[0]
+    if path.startswith(("smallbatch.", "torch.", "torchvision.")):
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a class within a class, or not there
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.has_location else None
 
 
 def accepted(target: Any, offered: dict[str, Any]) -> dict[str, Any]:

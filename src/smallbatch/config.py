@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Any
@@ -192,6 +193,10 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
 
+NAMED = (AlexNet, ResNet, Torchvision, SGD, AdamW, CrossEntropy)  # schemas of one `_target_` each
+LOSS = vars(CrossEntropy())  # the default
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Factor on the learning rate against the share of all updates that is done.
@@ -319,7 +324,7 @@ class Config:
     logger: Any = MISSING
     wandb: Wandb = field(default_factory=Wandb)
     store: str = "outputs/runs"
-    overwrite: bool = False
+    overwrite: bool | str = False
     save_weights: bool | None = None
     progress: bool = True
     wait: bool = True
@@ -339,9 +344,7 @@ def register() -> None:
     for name in ("norm", "schedule"):
         OmegaConf.set_readonly(config[name], None)  # a run's are frozen, but a config's can be set
     store.store(name="config_schema", node=config)
-    networks, optimizers = (AlexNet, ResNet, Torchvision), (SGD, AdamW, CrossEntropy)
-    data = (Data, ArraysData, DigitsData, FolderData)
-    for node in (*networks, *data, *optimizers, Figure):
+    for node in (*NAMED, Data, ArraysData, DigitsData, FolderData, Figure):
         store.store(group="schema", name=node.__name__.lower(), node=node)
 
 
@@ -355,16 +358,13 @@ def parse_power(value: float | str) -> float:
     >>> parse_power("1/512") == parse_power("2**-9") == parse_power(0.001953125)
     True
     """
-    match = _POWER.fullmatch(str(value))
-    try:
-        if match is None:
-            raise ValueError
-        left, operator, right = match.groups()
-        if operator == "/":
-            return float(left) / float(right)
-        return float(float(left) ** float(right)) if operator else float(left)  # a complex root is a TypeError
-    except (ValueError, ArithmeticError, TypeError):
-        raise ConfigError(f"base_lr={value}: not a number; write it as 0.002, 1/512 or 2**-9") from None
+    with suppress(ArithmeticError, TypeError):  # the latter of a complex root
+        if match := _POWER.fullmatch(str(value)):
+            left, operator, right = match.groups()
+            if operator == "/":
+                return float(left) / float(right)
+            return float(float(left) ** float(right)) if operator else float(left)
+    raise ConfigError(f"base_lr={value}: not a number; write it as 0.002, 1/512 or 2**-9")
 
 
 def format_power(value: float) -> str:

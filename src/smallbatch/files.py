@@ -9,17 +9,15 @@ from pathlib import Path
 
 from smallbatch.config import ConfigError
 
+_UMASK = os.umask(0)  # can only be read by setting it
+os.umask(_UMASK)
 _SHARED = "to share a store, its owner says `chmod -R g+w` on it once, and all say `umask 002` before they train"
 _NO_LOCKS = "this disk cannot lock files; put the store on one that can, with store=…"
 _ADVICE = {
-    errno.EACCES: _SHARED,
-    errno.EPERM: _SHARED,
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _SHARED),
     errno.EROFS: "put the store elsewhere, with store=…",
-    errno.ENOSPC: "make room, and the same command goes on",
-    errno.EDQUOT: "make room, and the same command goes on",
-    errno.ENOSYS: _NO_LOCKS,
-    errno.ENOLCK: _NO_LOCKS,
-    errno.ENOTSUP: _NO_LOCKS,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, and the same command goes on"),
+    **dict.fromkeys((errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP), _NO_LOCKS),
 }
 
 
@@ -33,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(_MODE)
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would shut out other users of a shared disk
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -51,13 +49,3 @@ def disk_error(error: OSError | NotImplementedError, path: Path) -> ConfigError:
         error = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     advice = _ADVICE.get(error.errno or 0)
     return ConfigError(f"{error.filename or path}: {error.strerror or error}{f'; {advice}' if advice else ''}")
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_MODE = 0o666 & ~_umask()  # mkstemp's 0600 would shut out other users of a shared disk

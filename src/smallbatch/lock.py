@@ -27,11 +27,11 @@ class Busy(SmallBatchError):
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
     """Hold the lock of a run folder. Raises Busy, or ConfigError if the store cannot be written or cannot lock."""
-    lock, note = _lock(path), _note(path)
+    lock, note = _lock_and_note(path)
     try:
         lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 10)
     except Timeout:
-        raise Busy(f"{path}: {_named(note)} is training it") from None
+        raise Busy(f"{path}: {_holder(note)} is training it") from None
     except (OSError, NotImplementedError) as error:
         raise disk_error(error, path) from None
     try:
@@ -47,29 +47,24 @@ def hold(path: Path) -> Iterator[None]:
 
 def holder(path: Path) -> str | None:
     """Who holds the lock of a run folder, in words; None if nobody does."""
-    lock = _lock(path)
+    lock, note = _lock_and_note(path)
     if not Path(lock.lock_file).exists():
         return None
     try:
-        lock.acquire(blocking=False)
+        with lock.acquire(blocking=False):
+            return None
     except Timeout:
-        return _named(_note(path))
+        return _holder(note)
     except (OSError, NotImplementedError):  # not ours to write, so not ours to train: `hold` says so
         return None
-    lock.release()
-    return None
 
 
-def _lock(path: Path) -> FileLock:
-    return FileLock(path.parent / ".locks" / f"{path.name}.lock", fallback_to_soft=False)
+def _lock_and_note(path: Path) -> tuple[FileLock, Path]:
+    beside = path.parent / ".locks" / path.name
+    return FileLock(f"{beside}.lock", fallback_to_soft=False), Path(f"{beside}.txt")
 
 
-def _note(path: Path) -> Path:
-    return path.parent / ".locks" / f"{path.name}.txt"
-
-
-def _named(note: Path) -> str:
-    try:
+def _holder(note: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
         return note.read_text(encoding="utf-8") or "another process"
-    except (OSError, UnicodeDecodeError):
-        return "another process"
+    return "another process"

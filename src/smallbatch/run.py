@@ -6,7 +6,6 @@ Light on purpose: no torch here, so that grids expand and skip quickly.
 import hashlib
 import json
 import math
-from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -14,21 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.config import (
-    SGD,
-    AdamW,
-    AlexNet,
-    ConfigError,
-    CrossEntropy,
-    FolderData,
-    Norm,
-    ResNet,
-    Schedule,
-    Torchvision,
-    Undefined,
-    format_power,
-    parse_power,
-)
+from smallbatch.config import LOSS, NAMED, ConfigError, FolderData, Norm, Schedule, Undefined, format_power, parse_power
 
 # Raised by one whenever a change alters what a run computes, or a default below changes.
 PROTOCOL = 1
@@ -56,7 +41,7 @@ class Run:
     seed: int
     precision: str
     protocol: int = PROTOCOL
-    loss: dict[str, Any] = field(default_factory=lambda: vars(CrossEntropy()))
+    loss: dict[str, Any] = field(default_factory=LOSS.copy)
     stop: dict[str, Any] | None = None
 
     @property
@@ -76,7 +61,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as stored in a run folder; the later `loss` and `stop` unless at their defaults."""
         plain = asdict(self, dict_factory=_plain)
-        return {k: v for k, v in plain.items() if (k, v) not in (("loss", vars(CrossEntropy())), ("stop", None))}
+        return {k: v for k, v in plain.items() if (k, v) not in (("loss", LOSS), ("stop", None))}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Run":
@@ -94,14 +79,13 @@ def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if (name, value) != ("_target_", None)}
 
 
-_SCHEMAS = {node._target_: node for node in (AlexNet, ResNet, Torchvision, SGD, AdamW, CrossEntropy)}
+_DEFAULTS = {schema._target_: vars(schema()) for schema in NAMED}
 
 
-def _without_defaults(node: dict[str, Any], schema: Any) -> dict[str, Any]:
-    """Drop `name` and what equals the schema's default; keep `_target_`, which says whose defaults."""
-    defaults = {}
-    for item in fields(schema) if schema else ():
-        defaults[item.name] = item.default_factory() if item.default_factory is not NO_DEFAULT else item.default
+def _without_defaults(node: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Drop `name` and what is at its default; keep `_target_`, which says whose defaults unless they are given."""
+    if defaults is None:
+        defaults = _DEFAULTS.get(node["_target_"], {})
     kept = {k: v for k, v in node.items() if k != "name" and (k not in defaults or defaults[k] != v)}
     return kept | {k: v for k, v in node.items() if k == "_target_" and v}
 
@@ -109,13 +93,13 @@ def _without_defaults(node: dict[str, Any], schema: Any) -> dict[str, Any]:
 def identity(run: Run) -> dict[str, Any]:
     """What the key hashes: the run, less everything at its default."""
     groups = {
-        "model": _without_defaults(run.model, _SCHEMAS.get(run.model["_target_"])),
-        "optimizer": _without_defaults(run.optimizer, _SCHEMAS.get(run.optimizer["_target_"])),
-        "schedule": _without_defaults(vars(run.schedule), Schedule),
-        "loss": _without_defaults(run.loss, CrossEntropy) if run.loss != vars(CrossEntropy()) else {},
+        "model": _without_defaults(run.model),
+        "optimizer": _without_defaults(run.optimizer),
+        "loss": _without_defaults(run.loss) if run.loss != LOSS else {},
         "stop": run.stop or {},
-        "norm": _without_defaults(vars(run.norm), Norm) if run.norm.kind != "none" else {},
-        "data": _without_defaults(run.data, FolderData),
+        "schedule": _without_defaults(vars(run.schedule), vars(Schedule())),
+        "norm": _without_defaults(vars(run.norm), vars(Norm())) if run.norm.kind != "none" else {},
+        "data": _without_defaults(run.data, vars(FolderData())),
     }
     scalars = {f.name: getattr(run, f.name) for f in fields(Run) if f.name not in groups}
     if run.precision == "32-true":
@@ -145,21 +129,8 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
         why = "must be given, as key=value" if missing else str(error).partition("\n")[0]
         raise ConfigError(f"{error.full_key}: {why}") from None
     base_lr = parse_power(plain["base_lr"])
-    m, epochs = plain["batch_size"], plain["epochs"]
-    norm, schedule = Norm(**plain["norm"]), Schedule(**plain["schedule"])
-    counts = {"batch_size": m, "epochs": epochs, "norm.memory": norm.memory, "norm.groups": norm.groups}
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name}={value}: must be at least 1")
-    if not (math.isfinite(base_lr) and base_lr > 0):
-        raise ConfigError(f"base_lr={plain['base_lr']}: must be positive and finite")
-    if not (math.isfinite(plain["weight_decay"]) and plain["weight_decay"] >= 0):
-        raise ConfigError(f"weight_decay={plain['weight_decay']}: must be zero or more")
-    _check_finite(plain)
-    if plain["seed"] < 0:
-        raise ConfigError(f"seed={plain['seed']}: must be zero or more")
-    _check_schedule(schedule)
-    _check_stop(plain["stop"])
+    _check(plain, base_lr)
+    m, norm = plain["batch_size"], Norm(**plain["norm"])
     images = describe(plain["data"])
     if m > images.train_size:
         raise Undefined(
@@ -171,7 +142,7 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
     return Run(
         **{name: plain[name] for name in ("model", "optimizer", "loss", "stop", "epochs", "seed", "precision")},
         norm=norm,
-        schedule=schedule,
+        schedule=Schedule(**plain["schedule"]),
         data=images.identity | {"augment": plain["data"]["augment"]},
         batch_size=m,
         base_lr=base_lr,
@@ -193,24 +164,26 @@ def _bn_batch_size(bn: int | None, m: int, kind: str) -> int | None:
     return None if bn == m else bn
 
 
-def _check_finite(plain: dict[str, Any]) -> None:
-    for group in ("model", "norm", "optimizer", "schedule", "loss"):
-        for name, value in plain[group].items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{group}.{name}={value}: must be finite")
-
-
-def _check_schedule(schedule: Schedule) -> None:
-    drops = schedule.drops
-    if drops != sorted(drops) or not all(0 < d < 1 for d in drops):
-        raise ConfigError(f"schedule.drops={drops}: must rise and lie between 0 and 1")
-    if not 0 <= schedule.warmup < 1:
-        raise ConfigError(f"schedule.warmup={schedule.warmup}: must lie in [0, 1)")
-
-
-def _check_stop(stop: dict[str, Any] | None) -> None:
-    columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    if stop and stop["monitor"] not in columns:
-        raise ConfigError(f"stop.monitor={stop['monitor']}: choose {', '.join(columns)}")
-    if stop and stop["patience"] < 1:
-        raise ConfigError(f"stop.patience={stop['patience']}: must be at least 1")
+def _check(plain: dict[str, Any], base_lr: float) -> None:
+    """Raise ConfigError for the first value that is wrong whatever the others are."""
+    groups = {name: plain[name] or {} for name in ("model", "norm", "optimizer", "schedule", "loss", "stop")}
+    value = plain | {f"{group}.{name}": v for group, node in groups.items() for name, v in node.items()}
+    counts = ("batch_size", "epochs", "norm.memory", "norm.groups", "stop.patience")
+    drops, columns = value["schedule.drops"], ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    rules = (
+        *((name, value.get(name, 1) >= 1, "must be at least 1") for name in counts),
+        ("base_lr", 0 < base_lr < math.inf, "must be positive and finite"),
+        ("weight_decay", 0 <= value["weight_decay"] < math.inf, "must be zero or more"),
+        *((name, math.isfinite(v), "must be finite") for name, v in value.items() if isinstance(v, float)),
+        ("seed", value["seed"] >= 0, "must be zero or more"),
+        (
+            "schedule.drops",
+            drops == sorted(drops) and all(0 < d < 1 for d in drops),
+            "must rise and lie between 0 and 1",
+        ),
+        ("schedule.warmup", 0 <= value["schedule.warmup"] < 1, "must lie in [0, 1)"),
+        ("stop.monitor", value.get("stop.monitor", columns[0]) in columns, f"choose {', '.join(columns)}"),
+    )
+    for name, right, rule in rules:
+        if not right:
+            raise ConfigError(f"{name}={value[name]}: {rule}")

@@ -13,14 +13,17 @@ import shutil
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from smallbatch import lock
-from smallbatch.config import SmallBatchError
+from smallbatch.compose import source
+from smallbatch.config import ConfigError, SmallBatchError
 from smallbatch.data import Description, describe, published
 from smallbatch.data.folders import preparation
 from smallbatch.data.sources import PUBLISHED
@@ -28,7 +31,7 @@ from smallbatch.files import write_text
 from smallbatch.run import Run, setting
 
 CHECKPOINT = "checkpoint.ckpt"
-WEIGHTS = "weights.pt"  # of the trained network, where they were asked for
+WEIGHTS = "weights.ckpt"  # of the trained network, where they were asked for: a checkpoint of Lightning's
 LIGHTNING = "lightning"  # the folder for what callbacks and loggers write
 ENDED = ("finished", "diverged")  # statuses that count as done; `failed` is tried again
 
@@ -94,13 +97,13 @@ def read(path: Path) -> Record | None:
     return Record(run, rows, result)
 
 
-def ended(store: Path) -> dict[str, Record]:
-    """The sound runs that count as done, by key; damaged folders are named on stderr."""
+def ended(store: Path, statuses: Container[str] = ENDED) -> dict[str, Record]:
+    """The sound runs that count as done, or have one of these statuses, by key; damaged folders are named on stderr."""
     records = {}
     for _, record in read_all(store):
         if isinstance(record, DamagedRun):
             print(f"damaged, left out: {record}", file=sys.stderr)
-        elif record and record.result["status"] in ENDED:
+        elif record and record.result["status"] in statuses:
             records[record.run.key] = record
     return records
 
@@ -113,6 +116,33 @@ def done(path: Path, say: Callable[[str], None] = lambda line: None) -> Record |
         say(f"damaged, training it again: {damage}")
         return None
     return record if record and record.result["status"] in ENDED else None
+
+
+def own_code(run: Run) -> dict[str, str]:
+    """A hash of the file of each class or function of the user's own that a run names, by that name."""
+    named = [part.get("_target_") for part in (run.model, run.optimizer, run.loss, vars(run.schedule))]
+    files = {name: source(name) for name in named if name}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items() if file}
+
+
+def changed_code(record: Record) -> str:
+    """The files of the user's own that have changed since a run was trained, as text; "" if none is known to have."""
+    before = record.result.get("code", {})
+    names = [name for name, digest in own_code(record.run).items() if before.get(name, digest) != digest]
+    return ", ".join(dict.fromkeys(str(source(name)) for name in names))
+
+
+def kept(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Record | None:
+    """The record of a run that is done and is not to be trained again; `say` hears of damage and of changed code."""
+    if cfg.overwrite not in (False, True, "changed"):
+        raise ConfigError(f"overwrite={cfg.overwrite}: choose false, true or changed")
+    record = None if cfg.overwrite is True else done(path, say)
+    files = changed_code(record) if record else ""
+    if files and cfg.overwrite == "changed":
+        return None
+    if record and files:
+        say(f"{files} has changed since {record.run.label} ({path}) was trained; overwrite=changed trains it again")
+    return record
 
 
 def read_all(store: Path) -> Iterator[tuple[Path, Record | DamagedRun | None]]:

@@ -131,18 +131,6 @@ def listing(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns a person looks for first, with powers as powers."""
     if frame.empty:
         return frame
-    columns = [
-        "key",
-        "model",
-        "data",
-        "train_images",
-        "norm",
-        "batch_size",
-        "bn_batch_size",
-        "base_lr",
-        "epochs",
-        "seed",
-    ]
-    short = frame[[*columns, "status", "score", "seconds"]].copy()
-    short["base_lr"] = short["base_lr"].map(format_power)
-    return short
+    run = ["key", "model", "data", "train_images", "norm", "batch_size", "bn_batch_size", "base_lr", "epochs", "seed"]
+    short = frame[[*run, "status", "score", "seconds"]]
+    return short.assign(base_lr=short["base_lr"].map(format_power))

@@ -8,7 +8,6 @@ import pytest
 from smallbatch.config import ConfigError
 from smallbatch.figures import draw
 from smallbatch.figures.collect import collect
-from smallbatch.figures.draw import compute
 from smallbatch.grid.best_rates import best_rates
 from smallbatch.grid.expand import expand
 from smallbatch.store import Ended, Record
@@ -176,12 +175,12 @@ def test_what_a_figure_cannot_show_is_refused():
 
 
 def test_the_sketch_is_sgd_of_one_example_a_step_and_of_all_in_one():
-    sketch = compute()
-    theta = sketch.small[0]
-    gradients = [(x @ theta - y) * x for x, y in zip(sketch.x, sketch.y, strict=True)]
-    np.testing.assert_allclose(sketch.large[1], theta - sketch.base_lr * np.sum(gradients, axis=0), rtol=1e-12)
-    for before, after, x, y in zip(sketch.small[:-1], sketch.small[1:], sketch.x, sketch.y, strict=True):
-        np.testing.assert_allclose(after, before - sketch.base_lr * (x @ before - y) * x, rtol=1e-12)
-    slope = np.mean([(x @ sketch.minimum - y) * x for x, y in zip(sketch.x, sketch.y, strict=True)], axis=0)
-    np.testing.assert_allclose(slope, 0, atol=1e-12)
-    assert len(sketch.small) == len(sketch.x) + 1
+    random = np.random.default_rng(0)
+    examples, targets, base_lr = random.normal(size=(5, 2)), random.normal(size=5), 0.15
+    small, large = draw.descend(examples, targets, base_lr)
+    theta = small[0]
+    gradients = [(x @ theta - y) * x for x, y in zip(examples, targets, strict=True)]
+    np.testing.assert_allclose(large, [theta, theta - base_lr * np.sum(gradients, axis=0)], rtol=1e-12)
+    for before, after, x, y in zip(small[:-1], small[1:], examples, targets, strict=True):
+        np.testing.assert_allclose(after, before - base_lr * (x @ before - y) * x, rtol=1e-12)
+    assert len(small) == len(examples) + 1

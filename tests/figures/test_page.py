@@ -51,9 +51,9 @@ def page(tmp_path_factory):
     records[-1] = Record(lost.run, lost.rows, lost.result | {"status": "diverged", "score": 0.1})
     records[0].run.model["name"] = "<script>alert(1)</script>"
     runs = FigureRuns("fig05", "smoke", table(records), title="Figure 5: A & B")
-    png = panels.save(draw.draw(runs), folder / "fig05-smoke")[0]
+    paths = panels.save(draw.draw(runs), folder / "fig05-smoke")
     claims = {"smoke": plain(judge({"fig05": runs}))}
-    report.write(folder / "index.html", folder, records, [report.Picture(runs, png)], claims)
+    report.write(folder / "index.html", folder, records, [report.Picture(runs, paths)], claims)
     return (folder / "index.html").read_text(encoding="utf-8"), records, claims["smoke"]
 
 
@@ -103,7 +103,7 @@ def test_each_state_has_its_mark(tmp_path, page):
         runs = FigureRuns("fig05", "smoke", table(page[1]), draw="paths")
         png = tmp_path / "some.png"
         png.write_bytes(bytes(24))
-        report.write(tmp_path / "index.html", tmp_path, page[1], [report.Picture(runs, png)], claims)
+        report.write(tmp_path / "index.html", tmp_path, page[1], [report.Picture(runs, [png])], claims)
         text = (tmp_path / "index.html").read_text(encoding="utf-8")
         marks[state] = re.search(r'<a class="v [a-z-]*" [^>]*>([^<]*)</a>', text).group(1)
     assert marks == {"supported": "✓", "not supported": "✗", "undecided": "edge", "not trained": "·"}

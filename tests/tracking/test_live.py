@@ -183,7 +183,7 @@ def test_an_offline_run_has_the_rows_of_its_folder_and_says_once_how_to_upload(c
         k: opened.get(k) for k in (*expected, "project", "notes", "tags")
     }
     settings = opened["config"]["update"]
-    assert (settings["batch_size"], settings["base_lr"], settings["log2_base_lr"]) == (8, 2**-10, -10)
+    assert (settings["batch_size"], settings["base_lr"], settings["log2_base_lr"]) == (8, 2**-12, -12)
     assert json.loads(settings["run"]) == run.to_dict()
     assert history(records) == rows(cfg, run)
     record = store.read(store.folder(Path(cfg.store), run))

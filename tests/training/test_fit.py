@@ -185,7 +185,7 @@ def test_nothing_but_its_own_files_stays_of_a_finished_run_that_was_killed(confi
     assert finish(run, cfg, death=("result.json", 1, when)) == -signal.SIGKILL
     assert finish(run, cfg) == 0
     files = sorted(file.name for file in store.folder(tmp_path, run).iterdir())
-    assert files == ["config.json", "epochs.csv", "result.json", "weights.pt"]
+    assert files == ["config.json", "epochs.csv", "result.json", "weights.ckpt"]
 
 
 def test_a_resumed_run_goes_on_at_its_last_whole_epoch(config, tmp_path):

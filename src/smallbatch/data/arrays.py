@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -20,10 +19,8 @@ from smallbatch.config import ConfigError, Preparation
 from smallbatch.data import folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
 from smallbatch.data.folders import FileSplit
-from smallbatch.data.sources import PUBLISHED
+from smallbatch.data.sources import ARRAYS, PUBLISHED
 from smallbatch.files import write_text
-
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 @dataclass(frozen=True)
@@ -109,21 +106,18 @@ def describe(data: dict[str, Any]) -> Description:
         folder, meta = _listed(source) if preparation else _unpacked(source)
     except OSError as error:
         raise ConfigError(f"data.root={data['root']}: {error}") from None
-    sizes = []
-    for split, whole in (("train", meta["train"]), ("test", meta["test"])):
+    classes, full, sizes = meta["classes"], (meta["train"], meta["test"]), []
+    for split, whole in zip(("train", "test"), full, strict=True):
         given = data.get(f"{split}_size")
-        size = whole if given is None else given
-        if not meta["classes"] <= size <= whole:
+        sizes.append(whole if given is None else given)
+        if not classes <= sizes[-1] <= whole:
             raise ConfigError(
-                f"data.{split}_size={size}: must lie between {meta['classes']} (the classes) and {whole} (the images); "
+                f"data.{split}_size={sizes[-1]}: must lie between {classes} (the classes) and {whole} (the images); "
                 f"data.{split}_size=null takes all"
             )
-        sizes.append(size)
     name = data.get("name") or data["_target_"].rpartition(".")[2]
-    full = (meta["train"], meta["test"])
-    content = (meta["fingerprint"], meta["classes"])
     shape = (preparation.side, preparation.side, 3) if preparation else meta["shape"]
-    return Description(name, folder, *content, sizes[0], sizes[1], full, preparation, shape)
+    return Description(name, folder, meta["fingerprint"], classes, sizes[0], sizes[1], full, preparation, shape)
 
 
 def published(data: dict[str, Any], fingerprint: str) -> Description | None:
@@ -148,12 +142,9 @@ def load_images(cfg: DictConfig) -> Images:
 
 def load(description: Description, workers: int = 0) -> Images:
     """Choose the subsets: memory-mapped arrays, or image files that `workers` processes will read."""
-    if description.preparation is None:
+    prepare = description.preparation
+    if prepare is None:
         return _load_arrays(description)
-    return _load_files(description, description.preparation, workers)
-
-
-def _load_files(description: Description, prepare: Preparation, workers: int) -> Images:
     if workers < 0:
         raise ConfigError(f"machine.workers={workers}: must be zero or more")
     found = folders.listing(description.folder)
@@ -168,7 +159,7 @@ def _load_files(description: Description, prepare: Preparation, workers: int) ->
 def _load_arrays(description: Description) -> Images:
     """Kept, since the statistics take a pass over the images."""
     train_images, train_labels, test_images, test_labels = (
-        np.load(description.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
+        np.load(description.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS
     )
     train = Split(train_images, train_labels, stratified(train_labels, description.train_size))
     test = Split(test_images, test_labels, stratified(test_labels, description.test_size))
@@ -217,35 +208,23 @@ def _listed(source: str) -> tuple[Path, dict[str, Any]]:
 def _unpacked(source: str) -> tuple[Path, dict[str, Any]]:
     """Folder of .npy files for a source (as JSON), and what is in it."""
     arguments = json.loads(source)
-    path = _call(arguments)
-    root = Path(arguments["root"]) / "unpacked"
-    stat = path.stat()
-    place = str(path.resolve())
+    path, root = _call(arguments), Path(arguments["root"]) / "unpacked"
+    stat, place = path.stat(), str(path.resolve())
     stamp = {"path": place, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     note = root / f"{path.stem}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.json"
-    known = _read_note(note, stamp)
-    if known and all((root / known["fingerprint"] / f"{name}.npy").exists() for name in _ARRAYS):
-        return root / known["fingerprint"], known | {"shape": _shape(root / known["fingerprint"])}
-    arrays, classes = _read_npz(path)
-    fingerprint = _sort_and_fingerprint(arrays, classes)
-    _unpack(arrays, root, fingerprint)
-    meta = {
-        "fingerprint": fingerprint,
-        "classes": classes,
-        "train": len(arrays["train_labels"]),
-        "test": len(arrays["test_labels"]),
-    }
-    write_text(note, json.dumps(meta | {"stamp": stamp}))
-    return root / fingerprint, meta | {"shape": _shape(root / fingerprint)}
-
-
-def _shape(folder: Path) -> tuple[int, ...]:
-    """(H, W, C) from the header of an unpacked file."""
-    return tuple(np.load(folder / "train_images.npy", mmap_mode="r", allow_pickle=False).shape[1:])
+    meta = _read_note(note, stamp)
+    if meta is None or not _is_whole(root / meta["fingerprint"]):
+        arrays, classes = _read_npz(path)
+        sizes = {split: len(arrays[f"{split}_labels"]) for split in ("train", "test")}
+        meta = {"fingerprint": _sort_and_fingerprint(arrays, classes), "classes": classes, **sizes, "stamp": stamp}
+        _unpack(arrays, root / meta["fingerprint"])
+        write_text(note, json.dumps(meta))
+    folder = root / meta["fingerprint"]
+    return folder, meta | {"shape": np.load(folder / "train_images.npy", mmap_mode="r").shape[1:]}
 
 
 def _call(arguments: dict[str, Any]) -> Path:
-    """Call the source function that `_target_` names with its arguments."""
+    """Call the source function that `_target_`, which is taken out, names with its arguments."""
     function = locate(arguments.pop("_target_"), "data")
     check_call(function, arguments, "data")
     return Path(function(**arguments))
@@ -263,12 +242,11 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], int]:
     """The four arrays, checked, labels as int64, and the number of classes."""
     try:
         with path.open("rb") as opened, zipfile.ZipFile(opened), np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*_ARRAYS, "classes") if name in file}
+            arrays = {name: file[name] for name in (*ARRAYS, "classes") if name in file}
     except Exception as error:  # a damaged zip raises a dozen kinds: OSError, ValueError, zlib.error, …
         raise ConfigError(f"{path}: not a readable .npz ({error}); is it complete?") from None
-    missing = [name for name in _ARRAYS if name not in arrays]
-    if missing:
-        raise ConfigError(f"{path}: has no array {', '.join(missing)}; it needs {', '.join(_ARRAYS)}")
+    if missing := [name for name in ARRAYS if name not in arrays]:
+        raise ConfigError(f"{path}: has no array {', '.join(missing)}; it needs {', '.join(ARRAYS)}")
     for split in ("train", "test"):
         _check_split(path, split, arrays[f"{split}_images"], arrays[f"{split}_labels"])
         arrays[f"{split}_labels"] = arrays[f"{split}_labels"].astype(np.int64)
@@ -315,21 +293,22 @@ def _sort_and_fingerprint(arrays: dict[str, np.ndarray], classes: int) -> str:
     return whole.hexdigest()[:16]
 
 
-def _unpack(arrays: dict[str, np.ndarray], root: Path, fingerprint: str) -> None:
-    """Write the .npy folder under a temporary name and move it into place; a second process may win."""
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / fingerprint
-    temporary = Path(tempfile.mkdtemp(dir=root, prefix=f".{fingerprint}."))
-    try:
-        for name in _ARRAYS:
-            np.save(temporary / f"{name}.npy", arrays[name], allow_pickle=False)
-        if folder.exists() and not all((folder / f"{name}.npy").exists() for name in _ARRAYS):
+def _unpack(arrays: dict[str, np.ndarray], folder: Path) -> None:
+    """Write the .npy folder in a temporary one and move it into place; a second process may win."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        written = Path(temporary, folder.name)
+        written.mkdir()  # with the user's umask, unlike the temporary one: others may share the disk
+        for name in ARRAYS:
+            np.save(written / f"{name}.npy", arrays[name])
+        if folder.exists() and not _is_whole(folder):
             shutil.rmtree(folder)  # somebody deleted a part of it
-        temporary.chmod(0o755)  # mkdtemp's 0700 would shut out other users of a shared disk
         try:
-            os.rename(temporary, folder)
+            written.rename(folder)
         except OSError:
             if not folder.exists():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / f"{name}.npy").exists() for name in ARRAYS)

@@ -13,6 +13,8 @@ import numpy as np
 from smallbatch.config import ConfigError
 from smallbatch.files import replacing
 
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
 # The binary archives, since the Python ones would have to be unpickled.
 # Addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html
 URL = "https://www.cs.toronto.edu/~kriz/"
@@ -93,30 +95,21 @@ def _cifar(name: str, root: Path) -> Path:
     if path.exists():
         return path
     spec = _CIFAR[name]
-    archive = root / spec["archive"]
-    from torchvision.datasets.utils import check_integrity, download_url
+    from torchvision.datasets.utils import download_url
 
-    if not check_integrity(str(archive), spec["md5"]):
-        root.mkdir(parents=True, exist_ok=True)
-        try:
-            download_url(URL + spec["archive"], str(root), md5=spec["md5"])
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(
-                f"{path}: not there, and the download failed ({error}); put {name}.npz "
-                f"or {spec['archive']} (from {URL}) into {root}/"
-            ) from None
-    members = _read_tar(archive)
-    train = _parse(members, spec["train"], spec["label_bytes"])
-    test = _parse(members, spec["test"], spec["label_bytes"])
-    names = np.array(members[spec["names"]].decode().split())
-    _save(path, *train, *test, names)
+    try:
+        download_url(URL + spec["archive"], str(root), md5=spec["md5"])  # unless it is there, whole
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"{path}: not there, and the download failed ({error}); put {name}.npz "
+            f"or {spec['archive']} (from {URL}) into {root}/"
+        ) from None
+    with tarfile.open(root / spec["archive"]) as tar:
+        files = ((member.name, tar.extractfile(member)) for member in tar)
+        members = {Path(name).name: file.read() for name, file in files if file}
+    train, test = (_parse(members, spec[split], spec["label_bytes"]) for split in ("train", "test"))
+    _save(path, *train, *test, np.array(members[spec["names"]].decode().split()))
     return path
-
-
-def _read_tar(archive: Path) -> dict[str, bytes]:
-    with tarfile.open(archive) as tar:
-        files = ((member, tar.extractfile(member)) for member in tar.getmembers() if member.isfile())
-        return {Path(member.name).name: file.read() for member, file in files if file}
 
 
 def _parse(members: dict[str, bytes], names: list[str], label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,14 +119,8 @@ def _parse(members: dict[str, bytes], names: list[str], label_bytes: int) -> tup
     return np.ascontiguousarray(images), raw[:, label_bytes - 1].astype(np.int64)
 
 
-def _save(path: Path, train: Any, train_labels: Any, test: Any, test_labels: Any, classes: Any) -> None:
+def _save(path: Path, *arrays: Any) -> None:
+    """Write `ARRAYS`, in their order, and the names of the classes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            train_images=train,
-            train_labels=train_labels,
-            test_images=test,
-            test_labels=test_labels,
-            classes=classes,
-        )
+        np.savez(file, **dict(zip((*ARRAYS, "classes"), arrays, strict=True)))

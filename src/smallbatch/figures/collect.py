@@ -1,17 +1,19 @@
 """The runs of a figure: what its config names, and what of that the store has, over all seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
+from smallbatch import store
 from smallbatch.compose import CONF, parse_words
 from smallbatch.config import ConfigError, Draw, Figure
 from smallbatch.grid.best_rates import best_rates
 from smallbatch.grid.expand import expand, figure_config, figure_names
 from smallbatch.run import Run
 from smallbatch.store import Ended, Record
-from smallbatch.table import select, table
+from smallbatch.table import keep, select, table
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,28 @@ def names_figures(words: list[str]) -> bool:
     return any(word.startswith(("figure=", "scale=")) for word in words)
 
 
-def chosen(words: list[str], records: dict[str, Record]) -> list[Record]:
-    """The records that words describe: of the figures named, or with these settings. Raises ConfigError."""
-    if not records:
-        return []
+def chosen(folders: Path, words: list[str], where: str | None, statuses: Container[str] = store.ENDED) -> list[Record]:
+    """The sound ended runs that words and `where` describe: of the figures named, or with these settings.
+
+    Raises ConfigError, also if there is none.
+    """
+    records = keep(store.ended(folders, statuses), where)
+    keys = _keys(words, records) if records else []
+    if not keys:
+        raise ConfigError(f"no ended runs in {folders} that match")
+    return [records[key] for key in keys]
+
+
+def _keys(words: list[str], records: dict[str, Record]) -> Iterable[str]:
     if not names_figures(words):
-        return [records[key] for key in select(table(records.values()), parse_words(words)[0])["key"]]
+        return select(table(records.values()), parse_words(words)[0])["key"].tolist()
     asked, ended = Asked.of(words), Ended(records)
     keys: dict[str, None] = {}
     for gathered, problems in (gather(asked, scale, ended) for scale in asked.scales):
         if problems and len(asked.scales) == 1:
             raise problems[0]
         keys |= dict.fromkeys(key for runs in gathered.values() if len(runs.frame) for key in runs.frame["key"])
-    return [records[key] for key in keys]
+    return keys
 
 
 def gather(asked: Asked, scale: str, ended: Ended) -> tuple[dict[str, FigureRuns], list[ConfigError]]:

@@ -1,7 +1,6 @@
 """The paper's figures, each in the paper's form, from the runs that are there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from textwrap import fill
 
 import numpy as np
@@ -19,8 +18,6 @@ from smallbatch.figures.panels import (
     colours,
     describe,
     draw_panel,
-    finish,
-    lanes_of,
     power_axis,
     power_text,
     styled,
@@ -56,18 +53,15 @@ def sweep(frame: pd.DataFrame, title: str, note: str) -> Figure:
     A point is the mean score over seeds, with a bar of one standard deviation where there are several.
     A point with a diverged run is a cross in the band below chance.
     """
-    cells = cell_means(frame, ["batch_size", "base_lr"])
     with styled():
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        lanes = lanes_of(frame)
-        for axes, x, curve in ((left, "batch_size", "base_lr"), (right, "base_lr", "batch_size")):
-            draw_panel(axes, cells, x, curve, lanes)
-            finish(axes, lanes, bool(cells["diverged"].any()))
+        draw_panel(left, frame, "batch_size", "base_lr", heading="η̃")
+        draw_panel(right, frame, "base_lr", "batch_size", heading="m")
         left.set(xlabel="batch size m", ylabel="test accuracy (%)", title="against batch size")
         right.set(xlabel="base learning rate η̃ = η / m", title="against base learning rate")
         right.tick_params(labelleft=False)
-        caption(figure, title, note + chance_note(cells))
+        caption(figure, title, note + chance_note(cell_means(frame, ["batch_size", "base_lr"])))
     return figure
 
 
@@ -79,17 +73,15 @@ def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:
     if frame.groupby("batch_size")["base_lr"].nunique().max() > 1:
         tried = ", ".join(format_power(rate) for rate in sorted(frame["base_lr"].unique()))
         raise ConfigError(f"{title}: has one η̃ for each SGD batch; choose one with base_lr=…, of {tried}")
-    cells = cell_means(frame, ["batch_size", "bn_batch_size"])
     with styled():
         figure = Figure(figsize=(6.6, 4.4), layout="constrained")
         axes = figure.subplots()
-        lanes = lanes_of(frame)
-        draw_panel(axes, cells, "bn_batch_size", "batch_size", lanes, heading="SGD batch m")
-        finish(axes, lanes, bool(cells["diverged"].any()))
+        draw_panel(axes, frame, "bn_batch_size", "batch_size", heading="SGD batch m")
         axes.set(xlabel="BN batch size", ylabel="test accuracy (%)")
         rates = frame.groupby("batch_size")["base_lr"].first()
         chosen = ", ".join(f"{power_text(rate)} at {m}" for m, rate in rates.items())
-        caption(figure, title, f"{note}\nη̃ for each SGD batch: {chosen}.{chance_note(cells)}")
+        below = chance_note(cell_means(frame, ["batch_size", "bn_batch_size"]))
+        caption(figure, title, f"{note}\nη̃ for each SGD batch: {chosen}.{below}")
     return figure
 
 
@@ -201,31 +193,37 @@ def _range_panel(axes: Axes, frame: pd.DataFrame) -> None:
             axes.plot(m, good["base_lr"][good["mean"].idxmax()], "o", color="white", ms=3.5)
 
 
-def sgd_paths(title: str) -> Figure:
-    """n small steps and one large step from one start, computed on a least-squares loss of two weights (eq. 2)."""
-    sketch = compute()
+def sgd_paths(title: str, n: int = 16, base_lr: float = 0.15) -> Figure:
+    """n small steps and one large step from one start, on a loss 1/(2n) Σ (x_iᵀθ − y_i)² (paper, eqs. 2 to 4)."""
+    random = np.random.RandomState(2)
+    examples = random.standard_normal((n, 2)) * [1.0, 0.7]
+    targets = examples @ [1.0, -1.0] + 0.2 * random.standard_normal(n)
+    small, large = descend(examples, targets, base_lr)
+    minimum = np.linalg.lstsq(examples, targets, rcond=None)[0]
+
+    def loss(theta: np.ndarray) -> np.ndarray:
+        return np.asarray(((theta @ examples.T - targets) ** 2).mean(axis=-1) / 2)
+
     with styled():
         figure = Figure(figsize=(6.2, 5.8), layout="constrained")
         axes = figure.subplots()
-        both = np.concatenate([sketch.small, sketch.large, sketch.minimum[None]])
+        both = np.concatenate([small, large, minimum[None]])
         middle, reach = (both.min(axis=0) + both.max(axis=0)) / 2, 0.65 * np.ptp(both, axis=0).max()
         x, y = (np.linspace(middle[i] - reach, middle[i] + reach, 200) for i in (0, 1))
-        height = sketch.loss(np.stack(np.meshgrid(x, y), axis=-1))
+        height = loss(np.stack(np.meshgrid(x, y), axis=-1))
         axes.contour(
             x, y, height, levels=np.geomspace(height.min() + 1e-3, height.max(), 14), colors="0.8", linewidths=0.8
         )
-        n = len(sketch.small) - 1
-        axes.plot(*sketch.small.T, color="#31688e", marker="o", ms=3, lw=1.4, label=f"{n} steps of m = 1")
-        axes.plot(*sketch.large.T, color="#d8576b", marker="s", ms=5, lw=1.4, label=f"1 step of m = {n}")
-        axes.plot(*sketch.minimum, "*", color="black", ms=10, label="minimum")
-        axes.annotate("start", sketch.small[0], textcoords="offset points", xytext=(6, 6), fontsize=8)
+        axes.plot(*small.T, color="#31688e", marker="o", ms=3, lw=1.4, label=f"{n} steps of m = 1")
+        axes.plot(*large.T, color="#d8576b", marker="s", ms=5, lw=1.4, label=f"1 step of m = {n}")
+        axes.plot(*minimum, "*", color="black", ms=10, label="minimum")
+        axes.annotate("start", small[0], textcoords="offset points", xytext=(6, 6), fontsize=8)
         axes.set(xlabel="θ₁", ylabel="θ₂", aspect="equal")
         axes.legend(loc="best")
-        ends = [float(sketch.loss(path[-1])) for path in (sketch.small, sketch.large)]
         note = (
-            f"Least squares on {n} examples, η̃ = {sketch.base_lr:g} for both; each path computes {n} gradients.\n"
-            f"Loss at the start {float(sketch.loss(sketch.small[0])):.2f}, after the small steps {ends[0]:.3f}, "
-            f"after the large one {ends[1]:.3f}."
+            f"Least squares on {n} examples, η̃ = {base_lr:g} for both; each path computes {n} gradients.\n"
+            f"Loss at the start {loss(small[0]):.2f}, after the small steps {loss(small[-1]):.3f}, "
+            f"after the large one {loss(large[-1]):.3f}."
         )
         caption(figure, title, note)
     return figure
@@ -257,31 +255,10 @@ def _tops(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(edge=(rows["base_lr"] == edges["min"]) | (rows["base_lr"] == edges["max"]))
 
 
-@dataclass(frozen=True)
-class Sketch:
-    """Least squares L(θ) = 1/(2n) Σ (x_iᵀθ − y_i)², x (n, 2), and two paths (steps + 1, 2) from one start."""
-
-    x: np.ndarray
-    y: np.ndarray
-    base_lr: float
-    small: np.ndarray
-    large: np.ndarray
-    minimum: np.ndarray
-
-    def loss(self, theta: np.ndarray) -> np.ndarray:
-        """L at each of (…, 2) weights."""
-        return np.asarray(((theta @ self.x.T - self.y) ** 2).mean(axis=-1) / 2)
-
-
-def compute(n: int = 16, base_lr: float = 0.15, seed: int = 2) -> Sketch:
-    """n updates θ ← θ − η̃ ∇L_i with m = 1, and one update θ ← θ − η̃ Σ ∇L_i with m = n (paper, eqs. 2 to 4)."""
-    random = np.random.RandomState(seed)
-    x = random.standard_normal((n, 2)) * [1.0, 0.7]
-    y = x @ [1.0, -1.0] + 0.2 * random.standard_normal(n)
+def descend(x: np.ndarray, y: np.ndarray, base_lr: float) -> tuple[np.ndarray, np.ndarray]:
+    """Paths (steps + 1, 2) of n updates θ ← θ − η̃ ∇L_i with m = 1, and of one θ ← θ − η̃ Σ ∇L_i with m = n."""
     start = np.array([-1.0, 1.5])
     small = [start]
     for xi, yi in zip(x, y, strict=True):
         small.append(small[-1] - base_lr * (xi @ small[-1] - yi) * xi)
-    large = [start, start - base_lr * (x @ start - y) @ x]
-    minimum = np.linalg.lstsq(x, y, rcond=None)[0]
-    return Sketch(x, y, base_lr, np.array(small), np.array(large), minimum)
+    return np.array(small), np.array([start, start - base_lr * (x @ start - y) @ x])

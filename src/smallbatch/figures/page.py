@@ -32,18 +32,18 @@ NUMERIC = ("images", "m", "b", "η̃", "epochs", "seed", "updates", "score", "tr
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn figure on the page."""
+    """One drawn figure on the page; `paths` are its files, the PNG first."""
 
     runs: FigureRuns
-    png: Path
+    paths: Sequence[Path]
 
     def context(self) -> dict[str, Any]:
         """What the template shows of it."""
-        runs, png = self.runs, self.png.read_bytes()
+        runs, png = self.runs, self.paths[0].read_bytes()
         scale = "" if runs.draw == "paths" else runs.scale
         train = f"python src/train.py -m figure={runs.name}" + ("" if scale in ("", "paper") else f" scale={scale}")
         return {
-            "stem": self.png.stem,
+            "stem": self.paths[0].stem,
             "title": f"{runs.title} ({runs.stand_in})" if runs.stand_in else runs.title,
             "scale": scale,
             "missing": len(runs.missing),
@@ -152,28 +152,19 @@ def _range(values: pd.Series, text: Any) -> str:
 def _choices() -> list[list[Markup]]:
     """What the paper leaves open, as rows of what, ours and setting."""
     rows = yaml.safe_load(CHOICES.read_text(encoding="utf-8"))
-    return [
-        [Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(cell)))) for cell in row.values()] for row in rows
-    ]
+    return [[Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(cell)))) for cell in r.values()] for r in rows]
 
 
 def _provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """How many runs came from which versions, code and machine, and when."""
-    counts: Counter[tuple[str, str, str]] = Counter()
+    """How many runs came from which versions, code and machine, and when; most first."""
     ended: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for record in records:
-        result = record.result
+    for result in (record.result for record in records):
         versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
         machine = result.get("machine", {})
-        source = (
-            versions,
-            str(result.get("commit")),
-            f"{machine.get('device', '?')}, {machine.get('cores', '?')} cores",
-        )
-        counts[source] += 1
-        ended[source].append(result.get("ended", "?"))
+        device = f"{machine.get('device', '?')}, {machine.get('cores', '?')} cores"
+        ended[versions, str(result.get("commit")), device].append(result.get("ended", "?"))
     return [
-        dict(zip(("versions", "commit", "device"), source, strict=True))
-        | {"runs": number, "first": min(ended[source]), "last": max(ended[source])}
-        for source, number in counts.most_common()
+        {"versions": versions, "commit": commit, "device": device}
+        | {"runs": len(times), "first": min(times), "last": max(times)}
+        for (versions, commit, device), times in sorted(ended.items(), key=lambda source: -len(source[1]))
     ]

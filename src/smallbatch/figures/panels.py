@@ -1,7 +1,6 @@
 """What the pictures share: look, axes, the panel of curves, captions, files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -55,11 +54,6 @@ def caption(figure: Figure, title: str, note: str) -> None:
     figure.supxlabel("\n".join(lines), fontsize=8, color="0.35", x=0.01, ha="left")
 
 
-def lanes_of(frame: pd.DataFrame) -> "Lanes":
-    """The band below chance for these runs."""
-    return Lanes(100 * float(frame["chance"].iloc[0]), max(100 * float(frame["score"].max()), 20.0))
-
-
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write PNG (200 dpi) and SVG, each in one step; returns their paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -97,14 +91,20 @@ def cell_means(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return cells.assign(diverged=grouped["diverged"].any()).reset_index()
 
 
-def draw_panel(axes: Axes, cells: pd.DataFrame, x: str, curve: str, lanes: "Lanes", heading: str = "") -> None:
-    """A curve of mean scores over `x` for each value of `curve`; diverged points are crosses in their lanes."""
+def draw_panel(axes: Axes, frame: pd.DataFrame, x: str, curve: str, heading: str) -> None:
+    """A curve of mean scores over `x` for each value of `curve`, and the line of chance.
+
+    Diverged points are crosses in a band below chance, where each curve has its lane, so that none hides another.
+    """
+    cells = cell_means(frame, [curve, x])
+    chance, top = 100 * float(frame["chance"].iloc[0]), max(100 * float(frame["score"].max()), 20.0)
+    bottom = chance - 0.16 * top
     values = sorted(cells[curve].unique())
     palette = colours("plasma" if curve == "base_lr" else "viridis", len(values))
-    for place, (value, colour) in enumerate(zip(values, palette, strict=True)):
+    for place, (value, colour) in enumerate(zip(values, palette, strict=True), 1):
         line = cells[cells[curve] == value].sort_values(x)
         lost = line["diverged"]
-        height = line["mean"].where(~lost, lanes.height(place, len(values)))
+        height = line["mean"].where(~lost, chance + (bottom - chance) * place / (len(values) + 1))
         axes.plot(line[x], height, color=colour, lw=0.8, alpha=0.45)
         axes.errorbar(
             line[x],
@@ -116,8 +116,13 @@ def draw_panel(axes: Axes, cells: pd.DataFrame, x: str, curve: str, lanes: "Lane
     power_axis(axes, sorted(cells[x].unique()))
     handles, labels = axes.get_legend_handles_labels()
     lines = [handle.lines[0] for handle in handles[::-1]]  # type: ignore[attr-defined]  # without the bars
-    heading = heading or ("η̃" if curve == "base_lr" else "m")
     axes.legend(lines, labels[::-1], title=heading, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.axhline(chance, color="0.55", lw=0.8, ls=":", zorder=0)
+    any_lost = cells["diverged"].any()
+    if any_lost:
+        axes.axhspan(bottom, chance, color="0.96", zorder=-1)
+    axes.set_ylim(bottom if any_lost else max(0, chance - 5), min(101, top * 1.04))
+    axes.yaxis.set_major_locator(FixedLocator([y for y in range(0, 101, 10 if top > 40 else 5) if y >= chance]))
 
 
 def power_axis(axes: Axes, values: Sequence[float], crowded: int = 13) -> None:
@@ -126,32 +131,6 @@ def power_axis(axes: Axes, values: Sequence[float], crowded: int = 13) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(values if len(values) <= crowded else values[::2])))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_text(value)))
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """The band below chance where diverged points stand, a lane a curve, so that none hides another."""
-
-    chance: float
-    top: float
-
-    @property
-    def bottom(self) -> float:
-        return self.chance - 0.16 * self.top
-
-    def height(self, place: int, count: int) -> float:
-        """Height of curve number `place` of `count`."""
-        return self.chance - 0.16 * self.top * (place + 1) / (count + 1)
-
-
-def finish(axes: Axes, lanes: Lanes, any_lost: bool) -> None:
-    """The line of chance, the band of the diverged, and an accuracy axis that shows both ends."""
-    axes.axhline(lanes.chance, color="0.55", lw=0.8, ls=":", zorder=0)
-    if any_lost:
-        axes.axhspan(lanes.bottom, lanes.chance, color="0.96", zorder=-1)
-    axes.set_ylim(lanes.bottom if any_lost else max(0, lanes.chance - 5), min(101, lanes.top * 1.04))
-    step = 10 if lanes.top > 40 else 5
-    axes.yaxis.set_major_locator(FixedLocator([y for y in range(0, 101, step) if y >= lanes.chance]))
 
 
 def power_text(value: float) -> str:

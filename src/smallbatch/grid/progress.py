@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from smallbatch import lock, store
@@ -37,13 +38,15 @@ class Results:
         result = self.ended.get(point.run.key)
         return result["status"] if result else None
 
-    def take_ended(self) -> None:
-        """Take the sound results that are there; what failed or is damaged is to be trained again."""
+    def take_ended(self, cfg: DictConfig) -> None:
+        """Take the sound results that are there; what failed, is damaged or to be overwritten is trained again."""
+        said: list[str] = []
         for point in [p for p in self.missing if self.seen[p.run.key]]:
-            record = store.done(self.folder(point), lambda line: print(line, file=sys.stderr))
+            record = store.kept(self.folder(point), cfg, said.append)
             if record:
                 self._take(point, record.result)
                 store.tidy(self.folder(point))
+        print(*few(said, "and "), sep="\n", end="\n" if said else "", file=sys.stderr)
 
     def take_new(self) -> list[store.Record]:
         """Take the results that came since the start or the last look; their records."""

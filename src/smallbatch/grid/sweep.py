@@ -47,8 +47,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig) -> bool:
     folders = Path(cfg.store)
     grid = expand(arguments, rates=lambda *asked: _best_rates(folders)(*asked))
     results = Results(folders, grid.points)
-    if not cfg.overwrite:
-        results.take_ended()
+    results.take_ended(cfg)
     before = set(results.ended)
     _check_store(results)
     grid = _without_refused(grid, results)
@@ -154,7 +153,9 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
         free = [point for point in results.missing if not lock.holder(results.folder(point))]
         try:
             if free:
-                launch([[*point.overrides, *common, f"grid_point='{point.run.key}'"] for point in free])
+                launch(
+                    [[*point.overrides, *common, "progress=false", f"grid_point='{point.run.key}'"] for point in free]
+                )
         except SystemExit as error:  # what will not do for any point, such as a full disk
             print(error.code, file=sys.stderr)
             return

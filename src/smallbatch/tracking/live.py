@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -30,17 +30,22 @@ from smallbatch.run import Run
 from smallbatch.store import Record, Row
 
 NOTE = "wandb.json"
+NOTED = ("entity", "project", "group", "tags", "notes")  # what of a place it says
 WAIT = 30.0  # seconds that W&B gets to take a run, and that the end of a process waits for it
 INTERRUPTED = 255  # wandb's own exit code for Ctrl-C
 
 Say = Callable[[str], None]
 
 
-class WandbError(SmallBatchError):
-    """What W&B or the way to it raised, of many kinds, in one line."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(f"W&B: {one_line(error)}")
+@contextmanager
+def wandb_errors() -> Iterator[None]:
+    """What W&B or the way to it raises, of many kinds, as a SmallBatchError of one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise SmallBatchError(f"W&B: {one_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Page:
         Offline it is always written whole: `wandb sync` replaces a run by each further folder of its key.
         """
         note = read_note(self.path)
-        resumes = self.place.mode == "online" and note is not None and _is_online(note, self.place)
+        resumes = self.place.mode == "online" and _same_place(note, self.place) and note["offline"] is None
         for old in self.place.files.glob(f"offline-run-*-{self.run.key}"):
             shutil.rmtree(old)
         self._wandb_run = open_run(
@@ -100,7 +105,7 @@ class Page:
         )
         self._wandb_run.define_metric("epoch")
         self._wandb_run.define_metric("*", step_metric="epoch")
-        if resumes and note is not None:
+        if resumes:
             # What the server has counts; a server that does not tell has what we know to have arrived.
             self.done = self._wandb_run.step - 1 if self._wandb_run.resumed else note["rows"]
         self._write_note(self.done, None)
@@ -122,14 +127,9 @@ class Page:
         self._write_note(self.done, store.seal(record) if record else None)
 
     def _write_note(self, rows: int, seal: str | None) -> None:
-        place = self.place
-        offline = Path(self._wandb_run.settings.sync_dir).name if place.mode == "offline" else None
-        note = {
-            "entity": self._wandb_run.entity or place.entity,
-            "project": place.project,
-            "group": place.group,
-            "tags": list(place.tags),
-            "notes": place.notes,
+        offline = Path(self._wandb_run.settings.sync_dir).name if self.place.mode == "offline" else None
+        note = {name: getattr(self.place, name) for name in NOTED} | {
+            "entity": self._wandb_run.entity or self.place.entity,
             "rows": 0 if offline else rows,  # epochs known to have arrived
             "sha256": seal,  # of the result that W&B has
             "offline": offline,  # the folder that is still to be uploaded
@@ -137,41 +137,47 @@ class Page:
         write_text(self.path / NOTE, json.dumps(note, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_note(path: Path) -> dict[str, Any] | None:
-    """What is known of a run folder's place in W&B."""
-    try:
-        note: dict[str, Any] = json.loads((path / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return note
+def read_note(path: Path) -> dict[str, Any]:
+    """What is known of a run folder's place in W&B; empty if nothing is."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((path / NOTE).read_text(encoding="utf-8")))
+    return {}
 
 
 def _same_place(note: dict[str, Any], place: Place) -> bool:
-    return note["project"] == place.project and place.entity in (None, note["entity"])
-
-
-def _is_online(note: dict[str, Any], place: Place) -> bool:
-    return _same_place(note, place) and note["offline"] is None
+    return bool(note) and note["project"] == place.project and place.entity in (None, note["entity"])
 
 
 def is_uploaded(path: Path, record: Record, place: Place) -> bool:
     """Whether W&B has this very result, uploaded while training, by `publish` or by `wandb sync`."""
     note = read_note(path)
-    if note is None or note["sha256"] != store.seal(record) or not _same_place(note, place):
+    if not _same_place(note, place) or note["sha256"] != store.seal(record):
         return False
     return note["offline"] is None or any((place.files / note["offline"]).glob("*.wandb.synced"))
 
 
-def open_run(place: Place, **arguments: Any) -> Any:
-    """A W&B run of its own, whatever others this process has open, that looks at nothing but what it is given."""
+def noted_place(path: Path, place: Place, given: Container[str]) -> Place:
+    """`place`, but as the run was logged before in all that is not `given`."""
+    note = read_note(path)
+    return replace(place, **{name: note[name] for name in NOTED if name in note and name not in given})
+
+
+def _wandb() -> Any:
+    """wandb, which prints nothing."""
     # Not to W&B's own error reports: they print to the terminal when the server is away. Read at import.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return wandb
+
+
+def open_run(place: Place, **arguments: Any) -> Any:
+    """A W&B run of its own, whatever others this process has open, that looks at nothing but what it is given."""
+    wandb = _wandb()
     place.files.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=place.files) as file:  # else wandb goes to the system's temporary folder
         file.write(b"x")
-    wandb.setup(settings=wandb.Settings(silent=True))
     settings = wandb.Settings(
         silent=True,
         console="off",
@@ -193,7 +199,7 @@ def open_run(place: Place, **arguments: Any) -> Any:
         tags=place.tags,
         notes=place.notes,
         dir=str(place.folder),
-        mode=place.mode,  # type: ignore[arg-type]
+        mode=place.mode,
         reinit="create_new",
         settings=settings,
         **arguments,
@@ -215,13 +221,8 @@ def _config(run: Run) -> dict[str, Any]:
 def _summary(record: Record) -> dict[str, Any]:
     best = max(record.rows, key=lambda row: row["test_accuracy"], default=None)
     found = {"best_epoch": best["epoch"], "best_test_accuracy": best["test_accuracy"]} if best else {}
-    return without_host(record.result) | found
-
-
-def without_host(result: dict[str, Any]) -> dict[str, Any]:
-    """A result as W&B gets it: without the name of the machine."""
-    machine = {k: v for k, v in result.get("machine", {}).items() if k != "host"}
-    return result | {"machine": machine}
+    machine = {k: v for k, v in record.result.get("machine", {}).items() if k != "host"}  # W&B gets no machine's name
+    return record.result | {"machine": machine} | found
 
 
 # --- while training
@@ -299,25 +300,6 @@ def _worker() -> Worker:
     return Worker()
 
 
-# --- afterwards
-
-
-def publish(path: Path, record: Record, place: Place) -> str:
-    """Upload an ended run from its folder; its address. Raises what wandb raises."""
-    page = Page(record.run, path, place)
-    page.open()
-    url = str(page._wandb_run.url)
-    page.close(record)
-    return url
-
-
-def noted_place(path: Path, place: Place, given: Container[str]) -> Place:
-    """`place`, but as the run was logged before in all that is not `given`."""
-    note = read_note(path) or {}
-    known = {k: note[k] for k in ("entity", "project", "group", "tags", "notes") if k in note and k not in given}
-    return replace(place, **known)
-
-
 # --- online or offline
 
 
@@ -346,11 +328,9 @@ def settled(place: Place, say: Say) -> Place:
 
 def login() -> tuple[bool, str]:
     """Whether wandb would find credentials without asking, and the server they are for."""
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import requests
-    import wandb
 
-    settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    settings = _wandb().setup().settings
     netrc = requests.utils.get_netrc_auth(settings.base_url)
     return bool(settings.api_key or settings.identity_token_file or netrc), settings.base_url
 

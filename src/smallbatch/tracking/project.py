@@ -15,7 +15,7 @@ from smallbatch import store
 from smallbatch.config import ConfigError, one_line
 from smallbatch.run import Run
 from smallbatch.store import Record, Row
-from smallbatch.tracking.live import Place, login, open_run
+from smallbatch.tracking.live import Place, login, open_run, wandb_errors
 
 PAGE = 100  # runs a request
 PAUSES = (1.0, 5.0, 25.0)  # seconds before each further attempt, on top of wandb's own
@@ -28,10 +28,11 @@ _RESULT = (
 # --- reading
 
 
+@wandb_errors()
 def records(place: Place, api: Any = None) -> dict[str, Record]:
     """The ended runs of a W&B project, by key, as `store.ended` has those of a store; other people's are left out.
 
-    Raises ConfigError without a login or a project, and wandb's errors if it fails again and again.
+    Raises ConfigError without a login or a project, and SmallBatchError if W&B fails again and again.
     """
     where = "/".join(filter(None, (place.entity, place.project)))
     api = api or _api()
@@ -105,11 +106,12 @@ def _api() -> Any:
 # --- adding figures
 
 
+@wandb_errors()
 def add_figures(place: Place, pictures: list[Path], tables: dict[str, pd.DataFrame], page: Path | None = None) -> str:
     """One run of job type `figures`: every picture, table and sweep, the HTML page, and all files as an artifact.
 
     `tables["runs"]` is the table of runs, from which W&B draws its own lines too. Gives the run's address or, offline,
-    its folder. Raises what wandb raises.
+    its folder. Raises SmallBatchError if W&B does not take it.
     """
     import wandb
 
@@ -122,7 +124,7 @@ def add_figures(place: Place, pictures: list[Path], tables: dict[str, pd.DataFra
             shown["page"] = wandb.Html(file, inject=False)
     run.log(shown)
     artifact = wandb.Artifact("figures", type="figures")
-    for path in [*pictures, *([page] if page else [])]:
+    for path in filter(None, [*pictures, page]):
         artifact.add_file(str(path))
     run.log_artifact(artifact)
     url = run.url or str(Path(run.settings.sync_dir))

@@ -124,9 +124,9 @@ def check_ended(module: SmallBatch) -> None:
 
 
 def save_weights(module: SmallBatch, path: Path) -> None:
-    """Keep the trained network's state dict in a run folder; `smallbatch.load` reads it."""
+    """Keep the trained network in a run folder, for `smallbatch.load` or `SmallBatch.load_from_checkpoint`."""
     with replacing(path / store.WEIGHTS) as temporary:
-        torch.save(module.network.state_dict(), temporary)
+        module.trainer.save_checkpoint(temporary, weights_only=True)
 
 
 def usable_checkpoint(path: Path, run: Run, say: Callable[[str], None]) -> Path | None:
@@ -149,6 +149,7 @@ def result(run: Run, images: Images, rows: list[Row], status: str, cfg: DictConf
     """What result.json says of a run that ended as `status`."""
     chance = 1 / images.classes
     scores = {"failed": None, "diverged": chance}
+    code = store.own_code(run)
     return {
         "status": status,
         "score": scores[status] if status in scores else score([r["test_accuracy"] for r in rows], len(rows), chance),
@@ -158,5 +159,6 @@ def result(run: Run, images: Images, rows: list[Row], status: str, cfg: DictConf
         "seconds": sum(row["train_seconds"] + row["eval_seconds"] for row in rows),
         "ended": store.timestamp(),
         "threads": cfg.machine.threads,
+        **({"code": code} if code else {}),
         **provenance(),
     }

@@ -4,6 +4,8 @@ import copy
 import math
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +97,7 @@ class SmallBatch(pl.LightningModule):
         self.save_hyperparameters({"run": self.run.to_dict(), **sizes})
         self.automatic_optimization = False
         self.classes = classes
-        self.network = build(self.run, channels, classes).to(memory_format=torch.channels_last)
+        self.network = build(self.run, channels, classes)
         self.loss = make_loss(self.run)
         self.loss_of_each = copy.deepcopy(self.loss)  # where it can tell, so that its mean is over images, not blocks
         if hasattr(self.loss, "reduction"):
@@ -128,6 +130,18 @@ class SmallBatch(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
         return logits
+
+    def setup(self, stage: str) -> None:
+        """Lay the weights out channels-last; lazy layers get their shape first, from an image of the data."""
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.network.parameters()):
+            data = getattr(self.trainer, "datamodule", None)
+            if not isinstance(data, ImageData):
+                raise ConfigError("lazy layers take their shape from the data: give the Trainer an ImageData")
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(self.run.seed)
+                self.network.eval()(torch.zeros(1, *next(iter(data.val_dataloader()))[0].shape[1:]))
+                self.network.train()
+        self.network.to(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.run, self.network.parameters())
@@ -286,16 +300,35 @@ class SmallBatch(pl.LightningModule):
 
 
 def trial(run: Run, images: Images) -> None:
-    """A forward pass of one or two images, to learn early what the network refuses. Raises ConfigError."""
-    shape = images.shape
+    """One whole step on one or two images, to learn early what a network, loss or optimizer refuses.
+
+    Raises ConfigError that names the class; its cause is what was raised.
+    """
     m = min(run.bn_batch_size or run.batch_size, 2)
-    network = build(replace(run, batch_size=m, bn_batch_size=None), images.channels, images.classes)
-    where = f"model={run.model['name']} data={run.data['name']}"
+    height, width, channels = images.shape
+    small = replace(run, batch_size=m, bn_batch_size=None)
+    x, y = torch.zeros(m, channels, height, width), torch.arange(m) % images.classes
+    network = f"model={run.model['name']} data={run.data['name']}: {run.model['_target_']}"
+    with torch.random.fork_rng(devices=[]):
+        with _blaming(f"{network} cannot take images of {height}×{width}"):
+            model = build(small, images.channels, images.classes).train()
+            logits = model(x)
+        if not isinstance(logits, Tensor) or logits.shape != (m, images.classes):
+            given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ConfigError(f"{network} gives {given} instead of logits of shape ({m}, {images.classes})")
+        with _blaming(f"loss: {run.loss['_target_']}"):
+            loss = make_loss(run)(logits, y)
+            loss.backward()
+        with _blaming(f"optimizer: {run.optimizer['_target_']}"):
+            make_optimizer(small, model.parameters()).step()
+
+
+@contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """Whatever a user's code raises, as a ConfigError of one line."""
     try:
-        logits = network(torch.zeros(m, shape[2], shape[0], shape[1]))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = one_line(error)
-        raise ConfigError(f"{where}: the network cannot take images of {shape[0]}×{shape[1]}: {reason}") from None
-    if logits.shape != (m, images.classes):
-        raise ConfigError(f"{where}: the network gives {tuple(logits.shape)} instead of ({m}, {images.classes})")
-    make_optimizer(run, network.parameters())
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {one_line(error)}") from error

@@ -1,0 +1,135 @@
+"""What a script or a notebook calls. Settings are those of the command line, as `batch_size=8` or `**{"data.root": …}`.
+
+>>> import smallbatch, tempfile
+>>> store = tempfile.mkdtemp()
+>>> record = smallbatch.train(data="digits16", model="resnet8", epochs=1, store=store, save_weights=True)
+>>> record.result["status"]
+'finished'
+>>> smallbatch.load(record.run.key, store).network.training
+False
+>>> smallbatch.runs(store, batch_size=32)["key"].tolist() == [record.run.key]
+True
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from smallbatch import store as folders
+from smallbatch.compose import compose, parse_words
+from smallbatch.config import ConfigError, SmallBatchError
+from smallbatch.store import Ended, Record
+from smallbatch.table import select, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
+
+STORE = "outputs/runs"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network in evaluation mode, and its record: the run, a row an epoch, the result with its score."""
+
+    network: "nn.Module"
+    record: Record
+
+
+def runs(store: str | Path = STORE, **settings: Any) -> pd.DataFrame:
+    """The ended runs of a store that have these settings: a row a run. Raises ConfigError for an unknown column."""
+    frame = table(folders.ended(Path(store)).values())
+    return select(frame, parse_words(_words(settings))[0]) if settings else frame
+
+
+def load(key: str, store: str | Path = STORE) -> Trained:
+    """A run's trained network. Raises ConfigError if there is none, or its weights were not kept."""
+    path = Path(store) / key
+    record = folders.read(path)
+    if record is None:
+        raise ConfigError(f"{path}: no ended run; `python src/runs.py list` names those there are")
+    if not (path / folders.WEIGHTS).exists():
+        raise ConfigError(f"{path}: its weights were not kept; train it again with save_weights=true overwrite=true")
+    from smallbatch.training.module import SmallBatch
+
+    module = SmallBatch.load_from_checkpoint(path / folders.WEIGHTS, map_location="cpu", weights_only=True)
+    return Trained(module.network.eval(), record)
+
+
+def train(**settings: Any) -> Record:
+    """Train one run unless its store has it. Raises ConfigError for wrong settings, and if the run fails."""
+    from smallbatch.training.train import train
+
+    record, _ = train(compose(["progress=false", *_words(settings)]), print)
+    if record.result["status"] == "failed":
+        raise SmallBatchError(f"{record.run.label}: {record.result['error']}")
+    return record
+
+
+def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.DataFrame:
+    """Train a grid, whose axes are lists, as with `-m` and `hydra/launcher=local`; its ended runs, a row a run.
+
+    `processes`: at a time; -1 is as many as there are cores. Raises SmallBatchError if a point has no result.
+    """
+    from joblib import Parallel, delayed, parallel_config
+
+    from smallbatch.grid.expand import expand, stages
+    from smallbatch.grid.sweep import sweep
+
+    words = [*words, *_words(settings)]
+    cfg = compose([word for word in words if word.startswith(("store=", "overwrite=", "wait=", "logger=", "wandb."))])
+
+    def launch(jobs: Sequence[Sequence[str]]) -> None:
+        with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+            Parallel(batch_size=1)(delayed(_train_point)(list(job)) for job in jobs)
+
+    try:
+        sweep(words, launch, cfg)
+    except SystemExit as stop:
+        raise SmallBatchError(f"the grid is not whole: {stop.code}") from None
+    keys = {point.run.key for stage in stages(words) for point in expand(stage).points}
+    frame = table(folders.ended(Path(cfg.store)).values())
+    return frame[frame["key"].isin(keys)]
+
+
+def _train_point(words: list[str]) -> None:
+    from smallbatch.training.train import train
+
+    train(compose(words), print)
+
+
+def figure(
+    name: str, scale: str = "paper", store: str | Path = STORE, **settings: Any
+) -> "tuple[Figure, pd.DataFrame]":
+    """A figure of the paper from a store's runs, and these runs. Raises ConfigError, also if there are none."""
+    from smallbatch.figures import draw
+    from smallbatch.figures.collect import Asked, gather
+
+    asked = Asked([name], [scale], _words(settings), by_name=True)
+    gathered, problems = gather(asked, scale, Ended(folders.ended(Path(store))))
+    if problems:
+        raise problems[0]
+    found = gathered[name]
+    parts = [gathered[part] for part in found.of if not gathered[part].frame.empty]
+    if found.frame.empty and not parts:
+        raise ConfigError(f"{name} has no runs at scale {scale} in {store}")
+    return draw.draw(found, parts), found.frame
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    """Settings as the command line has them: a list is an axis.
+
+    >>> _words({"batch_size": [2, 8], "save_weights": True, "bn_batch_size": None, "base_lr": "2**-9"})
+    ['batch_size=2,8', 'save_weights=true', 'bn_batch_size=null', 'base_lr=2**-9']
+    """
+    return [f"{name}={_word(value)}" for name, value in settings.items()]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_word, value))
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -1,8 +1,7 @@
 """Hydra's habits: its launchers and sweepers, its interpolations, its own tests of a launcher."""
 
-import multiprocessing
 import os
-import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from smallbatch import store
 
 pytestmark = pytest.mark.trains
 
-FORK = multiprocessing.get_context("forkserver")
 REPOSITORY = Path(__file__).parents[2]
-SMALL = ["data.train_size=64", "data.test_size=40", "machine.accelerator=cpu", "base_lr=1/4096"]
+SMALL = ["epochs=1", "data.train_size=64", "data.test_size=40", "machine.accelerator=cpu", "base_lr=1/4096"]
 # A sweeper that optimises, in short; and a resolver.
 OPTIMISER = """
 from hydra.core.config_store import ConfigStore
@@ -77,28 +75,17 @@ def root(tmp_path_factory):
     return root
 
 
-def _command(folder, plugins, words):
-    os.chdir(folder)
-    os.environ["SEED"], sys.argv = "5", ["train.py", *words]
-    for file, descriptor in (("out", 1), ("errors", 2)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    sys.path.append(plugins)
-    runpy.run_path(str(REPOSITORY / "src/train.py"), run_name="__main__")
-
-
 @pytest.fixture
 def train(root, tmp_path):
     """`python src/train.py` to its end in an empty folder: exit status, output, errors, ended runs by batch size."""
 
     def train(*words: str) -> tuple[int, str, str, list[store.Record]]:
-        process = FORK.Process(
-            target=_command, args=(tmp_path, str(root), ["epochs=1", *words, *SMALL, f"data.root={root}/data"])
-        )
-        process.start()
-        process.join(600)
+        command = [sys.executable, str(REPOSITORY / "src/train.py"), *words, *SMALL, f"data.root={root}/data"]
+        environment = os.environ | {"PYTHONPATH": str(root), "SEED": "5", "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=600)
         records = [record for path in tmp_path.glob("**/runs") for _, record in store.read_all(path)]
         records.sort(key=lambda record: record.run.batch_size)
-        return process.exitcode, (tmp_path / "out").read_text(), (tmp_path / "errors").read_text(), records
+        return ended.returncode, ended.stdout, ended.stderr, records
 
     return train
 
@@ -130,12 +117,17 @@ def test_a_sweeper_that_optimises_gets_the_scores_even_of_one_run_twice_at_a_tim
 
 
 def test_a_grid_takes_interpolations_and_resolvers_as_a_run_does(train, tmp_path):
-    words = ["seed=${oc.env:SEED}", "epochs=${twice:1}", "store=out/${now:%Y-%f}/runs", "wandb.group=${hydra:job.name}"]
+    words = [
+        "seed=${oc.env:SEED}",
+        "weight_decay=${twice:0.25}",
+        "store=out/${now:%Y-%f}/runs",
+        "wandb.group=${hydra:job.name}",
+    ]
     code, _, errors, records = train("-m", *words, "batch_size=8,16", "hydra/launcher=local")
     assert (code, errors) == (0, "")
-    assert [(record.run.batch_size, record.run.seed, record.run.epochs) for record in records] == [
-        (8, 5, 2),
-        (16, 5, 2),
+    assert [(record.run.batch_size, record.run.seed, record.run.weight_decay) for record in records] == [
+        (8, 5, 0.5),
+        (16, 5, 0.5),
     ]
     assert len(list(tmp_path.glob("out/*/runs"))) == 1
 

@@ -154,7 +154,9 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
         free = [point for point in results.missing if not lock.holder(results.folder(point))]
         try:
             if free:
-                launch([[*point.overrides, *common, f"grid_point='{point.run.key}'"] for point in free])
+                launch(
+                    [[*point.overrides, *common, "progress=false", f"grid_point='{point.run.key}'"] for point in free]
+                )
         except SystemExit as error:  # what will not do for any point, such as a full disk
             print(error.code, file=sys.stderr)
             return

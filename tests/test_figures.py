@@ -14,7 +14,7 @@ import runs as runs_command
 from smallbatch import store
 from smallbatch.config import ConfigError
 from smallbatch.figures import draw, panels
-from smallbatch.grid.expand import expand
+from smallbatch.grids.expand import expand
 from smallbatch.table import differences, select, table
 
 GRID = ["figure=fig01", "scale=smoke", "batch_size=2,8,32", "base_lr=2**-9,2**-8"]

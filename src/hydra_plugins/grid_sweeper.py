@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 
 class GridSweeper(Sweeper):
-    """Hands a command line to `smallbatch.grid.sweep`, with the chosen launcher; `params`: words before its words."""
+    """Hands a command line to `smallbatch.grids.sweep`, with the chosen launcher; `params`: words before its words."""
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = params or {}
@@ -27,7 +27,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from smallbatch.compose import use_config
-        from smallbatch.grid.sweep import sweep
+        from smallbatch.grids.sweep import sweep
 
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…} in settings
         use_config(self.cfg.hydra.job.config_name)

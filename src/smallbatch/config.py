@@ -275,7 +275,7 @@ class Wandb:
 
 @dataclass
 class Figure:
-    """A named set of runs and how it is drawn (see `grid/expand.py` for how its parts combine)."""
+    """A named set of runs and how it is drawn (see `grids/expand.py` for how its parts combine)."""
 
     name: str = MISSING
     title: str = MISSING

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from smallbatch.claims.cells import Untried, common_seeds
 from smallbatch.figures.collect import FigureRuns
-from smallbatch.grid.expand import figure_config
+from smallbatch.grids.expand import figure_config
 
 LOOKS = (3, 5, 8)  # numbers of seeds at which to look: a look at each number decides wrongly more often
 

@@ -9,8 +9,8 @@ import pandas as pd
 from smallbatch import store
 from smallbatch.compose import CONF, parse_words
 from smallbatch.config import ConfigError, Draw, Figure
-from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import expand, figure_config, figure_names
+from smallbatch.grids.best_rates import best_rates
+from smallbatch.grids.expand import expand, figure_config, figure_names
 from smallbatch.run import Run
 from smallbatch.store import Ended, Record
 from smallbatch.table import keep, select, table

@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 from smallbatch import lock, store
 from smallbatch.config import ConfigError, TrainsNothing, one_line
 from smallbatch.data import describe
-from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import Grid, Point, Rates, expand, none_left, stages
-from smallbatch.grid.price import Prices, words
-from smallbatch.grid.progress import Progress, Results, few, runs
+from smallbatch.grids.best_rates import best_rates
+from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
+from smallbatch.grids.price import Prices, words
+from smallbatch.grids.progress import Progress, Results, few, runs
 from smallbatch.powers import format_power
 from smallbatch.run import setting
 from smallbatch.store import Ended

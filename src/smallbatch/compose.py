@@ -24,7 +24,8 @@ from yaml import MarkedYAMLError, YAMLError
 from smallbatch.config import Config, ConfigError, register
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
-CONF = Path(__file__).resolve().parents[2] / "conf"
+_HERE = Path(__file__).resolve()
+CONF = next(path for path in (_HERE.parents[2] / "conf", _HERE.parent / "conf") if path.is_dir())  # or installed
 # Without it Hydra 1.3 would behave as 1.1 did; 1.4 does not want it any more.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if __version__.startswith("1.3") else {}
 _primary = "train"

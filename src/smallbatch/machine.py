@@ -16,11 +16,11 @@ def processes() -> int:
     return int(cpu_count())
 
 
-@lru_cache(maxsize=1)
-def provenance() -> dict[str, Any]:
-    """Versions, commit and machine."""
+@lru_cache
+def provenance(accelerator: str) -> dict[str, Any]:
+    """Versions, commit and machine of what trains on an accelerator, by Lightning's word for it."""
     packages = ("torch", "torchvision", "pytorch-lightning", "numpy")
-    machine = {"host": platform.node(), "device": device_name(), "cores": os.cpu_count()}
+    machine = {"host": platform.node(), "device": device_name(accelerator), "cores": os.cpu_count()}
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "commit": commit(),
@@ -28,11 +28,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def device_name() -> str:
-    """What runs train on."""
+def device_name(accelerator: str = "auto") -> str:
+    """What runs train on: the graphics card, or the processor."""
     import torch  # heavy
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    on_card = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_card else processor()
 
 
 def processor() -> str:
@@ -46,7 +47,9 @@ def processor() -> str:
 
 def commit() -> str | None:
     """The commit of this code, `+changes` behind it if files differ; None outside a checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[2]
+    if not (here / "conf").is_dir():  # installed, perhaps within a checkout of something else
+        return None
     command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

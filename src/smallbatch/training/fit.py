@@ -161,5 +161,5 @@ def result(run: Run, images: Images, rows: list[Row], status: str, cfg: DictConf
         "ended": store.timestamp(),
         "threads": cfg.machine.threads,
         **({"code": code} if code else {}),
-        **provenance(),
+        **provenance(cfg.machine.accelerator),
     }

@@ -21,9 +21,9 @@ from smallbatch.compose import parse_words
 from smallbatch.config import ConfigError
 from smallbatch.data import describe, published
 from smallbatch.data.sources import PUBLISHED
-from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import Point, Rates, expand, figure_config, figure_names
-from smallbatch.grid.price import Prices, expected_share, words
+from smallbatch.grids.best_rates import best_rates
+from smallbatch.grids.expand import Point, Rates, expand, figure_config, figure_names
+from smallbatch.grids.price import Prices, expected_share, words
 from smallbatch.machine import processes
 from smallbatch.store import Ended
 

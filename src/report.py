@@ -89,11 +89,8 @@ def _build(place: Place, parts: list[Section], claims: list[str]) -> Any:
         blocks += [reports.H1("Claims"), *map(reports.MarkdownBlock, claims)]
     for part in parts:
         runs = reports.Runset(project=place.project, name=part.title, filters=f"Metric('ID') in {part.keys}", **entity)
-        score, m, rate = (
-            reports.SummaryMetric("score"),
-            reports.Config("log2_batch_size"),
-            reports.Config("log2_base_lr"),
-        )
+        score = reports.SummaryMetric("score")
+        m, rate = reports.Config("log2_batch_size"), reports.Config("log2_base_lr")
         panels = [
             reports.ScatterPlot(title="score against log2 η̃, colour: log2 m", x=rate, y=score, z=m),
             reports.ScatterPlot(title="score against log2 m, colour: log2 η̃", x=m, y=score, z=rate),

@@ -39,10 +39,11 @@ def main() -> None:
             add(file, folders)
         else:
             from smallbatch.figures.collect import chosen
+            from smallbatch.table import listing, table
 
             records = chosen(folders, words, given.where)
             if given.command == "list":
-                show(records)
+                print(listing(table(records)).to_string(index=False))
             else:
                 export(file, records)
 
@@ -52,13 +53,6 @@ def _file(command: str, words: list[str]) -> Path:
     if not words or ("=" in words[0] and "/" not in words[0]):
         raise ConfigError(f"{command} needs a file first: python src/runs.py {command} runs.jsonl.gz")
     return Path(words[0])
-
-
-def show(records: list[Record]) -> None:
-    """Print a table."""
-    from smallbatch.table import listing, table
-
-    print(listing(table(records)).to_string(index=False))
 
 
 def check(folders: Path) -> None:

@@ -5,49 +5,97 @@ The story of a run is in `src/smallbatch/training/train.py`.
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import to_absolute_path
+from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import lock, store
-from smallbatch.cli import keep_interrupts
-from smallbatch.compose import plain_errors
-from smallbatch.config import ConfigError, format_power, is_trial, register
+from smallbatch.cli import keep_interrupts, one_line_errors
+from smallbatch.compose import VERSION_BASE, check_names, plain_errors
+from smallbatch.config import ConfigError, SmallBatchError, is_trial, register
 from smallbatch.files import disk_error
+from smallbatch.powers import format_power
+from smallbatch.run import make_run
+from smallbatch.store import Record
 from smallbatch.training.train import train
 
 register()
 keep_interrupts()
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    """One run, alone or as a point of a grid; a point only leaves its record."""
-    alone = not cfg.grid_point
+@hydra.main(config_path="../conf", config_name="train", **VERSION_BASE)
+def main(cfg: DictConfig) -> float | None:
+    """One run, alone or as a job of a sweep: its score, which sweepers that optimise ask for.
+
+    A point of our grid only leaves its record. A job of another sweep raises SmallBatchError, and the others go on.
+    """
+    of_grid, of_sweep = bool(cfg.grid_point), _is_job()
     try:
+        check_names(cfg)
         _refuse_grids(cfg)
-        if cfg.save_weights is None:
-            cfg.save_weights = alone
-        record, before = train(cfg, say=lambda line: print(line, file=sys.stderr))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+        _settle(cfg, of_grid or of_sweep)
+        record, before = _train_in_turn(cfg, of_sweep and not of_grid and cfg.wait)
     except OSError as error:  # of the store: it is full, or belongs to someone else
         sys.exit(f"error: {disk_error(error, Path(cfg.store))}")
     except KeyboardInterrupt:
-        if not alone:
+        if of_grid or of_sweep:
             raise
         sys.exit("interrupted: the same command goes on after the last whole epoch")
-    except lock.Busy as busy:
-        if alone:
-            sys.exit(f"error: {busy}")
-        return  # the grid comes back to it
-    if alone:
-        print(store.trial_summary(record) if is_trial(cfg) else store.summary(record, Path(cfg.store), before))
-        if record.result["status"] == "diverged":
-            less = format_power(record.run.base_lr / 4).replace("^", "**")
-            print(f"diverged: the learning rate is too high for this network and batch size; try base_lr={less}")
-        sys.exit(1 if record.result["status"] == "failed" else 0)
+    except SmallBatchError as error:
+        if of_grid and isinstance(error, lock.Busy):
+            return None  # the grid comes back to it
+        if of_sweep and not of_grid:
+            raise
+        sys.exit(f"error: {error}")
+    if not of_grid:
+        _tell(cfg, record, before, of_sweep)
+    return record.result["score"]
+
+
+def _train_in_turn(cfg: DictConfig, wait: bool) -> tuple[Record, bool]:
+    """Train; with `wait`, as a sweeper may ask for one run twice at a time, when nobody else trains it any more."""
+    while True:
+        try:
+            return train(cfg, say=lambda line: print(line, file=sys.stderr))
+        except lock.Busy:
+            if not wait:
+                raise
+            time.sleep(1)
+
+
+def _is_job() -> bool:
+    """Whether a sweeper launched this, be it ours or another."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def _settle(cfg: DictConfig, of_many: bool) -> None:
+    """Give values to what depends on how Hydra runs this. Raises ConfigError."""
+    if cfg.save_weights is None:
+        cfg.save_weights = not of_many
+    cfg.progress &= not of_many  # bars of processes in parallel would overwrite each other
+    if HydraConfig.initialized() and HydraConfig.get().job.chdir:  # paths stay those of where the command was given
+        for key in ("store", "data.root", "data.path"):
+            if path := OmegaConf.select(cfg, key):
+                OmegaConf.update(cfg, key, to_absolute_path(path))
+    if cfg.grid_point and make_run(cfg).key != cfg.grid_point:
+        raise ConfigError("a setting written as ${…} has another value in each process: write the value itself")
+
+
+def _tell(cfg: DictConfig, record: Record, before: bool, of_sweep: bool) -> None:
+    """Print how a run ended. If it failed: exit status 1, or for a sweep SmallBatchError."""
+    print(store.trial_summary(record) if is_trial(cfg) else store.summary(record, Path(cfg.store), before))
+    if record.result["status"] == "diverged":
+        less = format_power(record.run.base_lr / 4).replace("^", "**")
+        print(f"diverged: the learning rate is too high for this network and batch size; try base_lr={less}")
+    if record.result["status"] == "failed":
+        if of_sweep:
+            raise SmallBatchError(f"{record.run.label}: {record.result['error']}")
+        sys.exit(1)
 
 
 def _refuse_grids(cfg: DictConfig) -> None:
@@ -62,8 +110,7 @@ def _refuse_grids(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong with the command line instead of printing it at length
-    try:
-        with plain_errors():
-            main()
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    # For launchers that start Python anew, as submitit does: they do not know of this script's folder.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+    with one_line_errors(), plain_errors():
+        main()

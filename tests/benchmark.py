@@ -134,7 +134,7 @@ def _make_up(folder: Path, arguments: list[str], known: bool) -> int:
     """Write run folders of a grid with random results; the data are described as here if `known`, else made up too."""
     from smallbatch import store as runs
     from smallbatch.data import describe
-    from smallbatch.grid.expand import expand
+    from smallbatch.grids.expand import expand
     from smallbatch.store import Ended
 
     ended, random = Ended({}), np.random.RandomState(0)

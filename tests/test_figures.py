@@ -13,8 +13,8 @@ import figures as figures_command
 import runs as runs_command
 from smallbatch import store
 from smallbatch.config import ConfigError
-from smallbatch.figures import draw
-from smallbatch.grid.expand import expand
+from smallbatch.figures import draw, panels
+from smallbatch.grids.expand import expand
 from smallbatch.table import differences, select, table
 
 GRID = ["figure=fig01", "scale=smoke", "batch_size=2,8,32", "base_lr=2**-9,2**-8"]
@@ -101,7 +101,7 @@ def test_cells_are_means_and_sample_deviations_over_seeds():
             "status": ["finished"] * 2 + ["diverged"],
         }
     )
-    cells = draw.cell_means(frame, ["batch_size", "base_lr"]).set_index("batch_size")
+    cells = panels.cell_means(frame, ["batch_size", "base_lr"]).set_index("batch_size")
     assert cells.loc[2, "mean"] == pytest.approx(30)
     assert cells.loc[2, "std"] == pytest.approx(100 * 0.02**0.5)
     assert cells.loc[2, "count"] == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smallbatch.grid.expand import expand
+from smallbatch.grids.expand import expand
 from smallbatch.run import Run
 from smallbatch.store import Ended
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from smallbatch.data import Description
-from smallbatch.grid.expand import Point, expand
+from smallbatch.grids.expand import Point, expand
 from smallbatch.run import Run
 from smallbatch.training.schedule import factor
 

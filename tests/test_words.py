@@ -11,7 +11,7 @@ import report
 import runs
 from smallbatch import cli, store
 from smallbatch.config import ConfigError
-from smallbatch.grid.expand import expand
+from smallbatch.grids.expand import expand
 from smallbatch.training.speed import Rate
 
 GRID = ["figure=fig01", "scale=smoke", "batch_size=2,8", "base_lr=2**-9,2**-8"]
@@ -53,7 +53,7 @@ def test_every_command_takes_store_and_says_in_one_line_that_there_is_nothing(na
     monkeypatch.chdir(tmp_path)
     module, first = COMMANDS[name]
     if name == "plan":
-        monkeypatch.setattr("smallbatch.grid.price.measure", lambda run, shape, classes: Rate(1e-3, 1e-4))
+        monkeypatch.setattr("smallbatch.grids.price.measure", lambda run, shape, classes: Rate(1e-3, 1e-4))
         assert command(plan, *GRID, f"store={tmp_path / 'none'}", "batch_size=2,8")[0] == 0
         return
     status, _ = command(module, *first, f"store={tmp_path / 'none'}", "wandb.mode=offline")

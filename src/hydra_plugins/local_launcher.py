@@ -1,11 +1,12 @@
-"""`hydra/launcher=local`: points in parallel processes of this machine, kept warm, one thread each."""
+"""`hydra/launcher=local`: jobs in parallel processes of this machine, kept warm, one thread each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -20,7 +21,7 @@ class LocalLauncherConf:
 
 
 class LocalLauncher(Launcher):
-    """joblib's loky. A point reports through its run folder, so nothing comes back."""
+    """joblib's loky."""
 
     def __init__(self, n_jobs: int) -> None:
         self.n_jobs = n_jobs
@@ -31,17 +32,33 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from joblib import Parallel, delayed, parallel_config
 
-        # Composed here, when a worker is about to be free, so that workers need no Hydra.
-        jobs = (delayed(self.task)(self._compose(list(overrides))) for overrides in job_overrides)
+        state = Singleton.get_state()
+        # Composed here, when a worker is about to be free, which has nothing to do meanwhile.
+        jobs = (
+            delayed(_run)(state, self.context, self.task, self._compose(list(overrides), index))
+            for index, overrides in enumerate(job_overrides, initial_job_idx)
+        )
         with parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=1):
-            Parallel(batch_size=1)(jobs)
-        return []
+            returned: list[JobReturn] = Parallel(batch_size=1)(jobs)
+        return returned
 
-    def _compose(self, overrides: list[str]) -> Any:
+    def _compose(self, overrides: list[str], index: int) -> DictConfig:
         cfg = self.context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(cfg):
-            del cfg["hydra"]
+            cfg.hydra.job.id, cfg.hydra.job.num = f"{cfg.hydra.job.name}_{index}", index
         return cfg
+
+
+def _run(state: Any, context: HydraContext, task: TaskFunction, cfg: DictConfig) -> JobReturn:
+    """One job, in a process that does not know of this one's resolvers and Hydra yet."""
+    Singleton.set_state(state)
+    return run_job(
+        hydra_context=context,
+        task_function=task,
+        config=cfg,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="smallbatch")

@@ -77,8 +77,8 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
     """
     from joblib import Parallel, delayed, parallel_config
 
-    from smallbatch.grid.expand import expand, stages
-    from smallbatch.grid.sweep import sweep
+    from smallbatch.grids.expand import expand, stages
+    from smallbatch.grids.sweep import sweep
 
     words = [*words, *_words(settings)]
     cfg = compose([word for word in words if word.startswith(("store=", "overwrite=", "wait=", "logger=", "wandb."))])

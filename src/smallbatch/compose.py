@@ -1,19 +1,19 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
-import importlib.util
 import inspect
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra import __version__, initialize_config_dir
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
@@ -21,10 +21,12 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from yaml import MarkedYAMLError, YAMLError
 
-from smallbatch.config import ConfigError, register
+from smallbatch.config import Config, ConfigError, register
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
 CONF = Path(__file__).resolve().parents[2] / "conf"
+# Without it Hydra 1.3 would behave as 1.1 did; 1.4 does not want it any more.
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if __version__.startswith("1.3") else {}
 _primary = "train"
 
 
@@ -43,10 +45,34 @@ def use_config(name: str) -> None:
 @lru_cache(maxsize=512)
 def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     """Kept, since figures share most of their choices and one composition takes Hydra 0.1 s."""
+    _initialize()
+    cfg = hydra_compose(name, list(overrides))
+    check_names(cfg)
+    return cfg
+
+
+def _initialize() -> None:
     if not GlobalHydra.instance().is_initialized():
         register()
-        initialize_config_dir(str(CONF), version_base="1.3")
-    return hydra_compose(name, list(overrides))
+        initialize_config_dir(str(CONF), **VERSION_BASE)
+
+
+@lru_cache
+def chooses_files(key: str) -> bool:
+    """Whether a key of a command line, as `model` or `+experiment`, chooses files, so that Hydra has to compose."""
+    _initialize()
+    return key.startswith("+") or bool(GlobalHydra.instance().config_loader().get_group_options(key))
+
+
+def check_names(cfg: DictConfig) -> None:
+    """Raise ConfigError for what `+key=value` added where there is no such setting; networks, data … may take more."""
+    known = {f.name: OmegaConf.get_type(cfg, f.name) for f in fields(Config) if f.type is not Any} | {"": Config}
+    for group, schema in known.items():
+        if is_dataclass(schema):
+            for name in set(cfg[group] if group else cfg) - {f.name for f in fields(schema)}:
+                raise ConfigError(no_setting(f"{group}.{name}".lstrip("."), compose([])))
+    if "_target_" not in cfg.logger and (more := set(cfg.logger) - {"name"}):
+        raise ConfigError(f"logger.{min(more)}: logger={cfg.logger.name} has nothing to set")
 
 
 @contextmanager
@@ -56,6 +82,10 @@ def plain_errors() -> Iterator[None]:
         yield
     except HydraException as error:
         raise ConfigError(_in_one_line(error)) from None
+    except ValueError as error:
+        if "Config group override must be" not in str(error):
+            raise
+        raise ConfigError("a group of settings cannot be null: choose one of its files, such as stop=none") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
@@ -135,7 +165,8 @@ def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
     with plain_errors():
         overrides = OverridesParser.create().parse_overrides(arguments)
     for override in overrides:
-        if override.is_add() or override.is_delete() or override.is_force_add():
+        new = override.is_add() or override.is_delete() or override.is_force_add()
+        if new and not override.is_sweep_override():
             plain.append(override.input_line or "")
         else:
             axes[override.get_key_element()] = _values(override)
@@ -145,8 +176,8 @@ def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
 def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
-    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
-        raise ConfigError(f"{override.input_line}: glob is not supported; list the values")
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP or not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: is no list of values, which a grid takes; list them")
     return [str(value) for value in override.sweep_string_iterator()]
 
 
@@ -160,19 +191,6 @@ def locate(path: str, where: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{where}._target_={path}: is no class or function")
     return found
-
-
-@lru_cache
-def source(path: str) -> Path | None:
-    """The file that defines what a `_target_` names, if that is the user's own; nothing of it is run."""
-    module = path.rpartition(".")[0]
-    if path.startswith(("smallbatch.", "torch.", "torchvision.")):
-        return None
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # a class within a class, or not there
-        return None
-    return Path(spec.origin) if spec and spec.origin and spec.has_location else None
 
 
 def accepted(target: Any, offered: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,5 @@
 """What there is to set: the typed schema that Hydra checks."""
 
-import math
-import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Any
@@ -278,7 +275,7 @@ class Wandb:
 
 @dataclass
 class Figure:
-    """A named set of runs and how it is drawn (see `grid/expand.py` for how its parts combine)."""
+    """A named set of runs and how it is drawn (see `grids/expand.py` for how its parts combine)."""
 
     name: str = MISSING
     title: str = MISSING
@@ -328,7 +325,7 @@ class Config:
     save_weights: bool | None = None
     progress: bool = True
     wait: bool = True
-    grid_point: bool = False  # set by the sweeper
+    grid_point: str | None = None  # set by our sweeper: the key of the run that it expects
 
 
 def is_trial(cfg: DictConfig) -> bool:
@@ -346,32 +343,3 @@ def register() -> None:
     store.store(name="config_schema", node=config)
     for node in (*NAMED, Data, ArraysData, DigitsData, FolderData, Figure):
         store.store(group="schema", name=node.__name__.lower(), node=node)
-
-
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_POWER = re.compile(rf"\s*({_NUMBER})\s*(?:(/|\*\*)\s*({_NUMBER})\s*)?")
-
-
-def parse_power(value: float | str) -> float:
-    """A number written as a float, a fraction or a power. Raises ConfigError for anything else.
-
-    >>> parse_power("1/512") == parse_power("2**-9") == parse_power(0.001953125)
-    True
-    """
-    with suppress(ArithmeticError, TypeError):  # the latter of a complex root
-        if match := _POWER.fullmatch(str(value)):
-            left, operator, right = match.groups()
-            if operator == "/":
-                return float(left) / float(right)
-            return float(float(left) ** float(right)) if operator else float(left)
-    raise ConfigError(f"base_lr={value}: not a number; write it as 0.002, 1/512 or 2**-9")
-
-
-def format_power(value: float) -> str:
-    """A power of two as one, else the shortest decimal that reads back equal.
-
-    >>> format_power(1 / 512), format_power(0.003)
-    ('2^-9', '0.003')
-    """
-    mantissa, exponent = math.frexp(value)
-    return f"2^{exponent - 1}" if mantissa == 0.5 else repr(float(value)).removesuffix(".0")

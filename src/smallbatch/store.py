@@ -22,7 +22,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from smallbatch import lock
-from smallbatch.compose import source
+from smallbatch.code import changed
 from smallbatch.config import ConfigError, SmallBatchError
 from smallbatch.data import Description, describe, published
 from smallbatch.data.folders import preparation
@@ -118,26 +118,12 @@ def done(path: Path, say: Callable[[str], None] = lambda line: None) -> Record |
     return record if record and record.result["status"] in ENDED else None
 
 
-def own_code(run: Run) -> dict[str, str]:
-    """A hash of the file of each class or function of the user's own that a run names, by that name."""
-    named = [part.get("_target_") for part in (run.model, run.optimizer, run.loss, vars(run.schedule))]
-    files = {name: source(name) for name in named if name}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items() if file}
-
-
-def changed_code(record: Record) -> str:
-    """The files of the user's own that have changed since a run was trained, as text; "" if none is known to have."""
-    before = record.result.get("code", {})
-    names = [name for name, digest in own_code(record.run).items() if before.get(name, digest) != digest]
-    return ", ".join(dict.fromkeys(str(source(name)) for name in names))
-
-
 def kept(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Record | None:
     """The record of a run that is done and is not to be trained again; `say` hears of damage and of changed code."""
     if cfg.overwrite not in (False, True, "changed"):
         raise ConfigError(f"overwrite={cfg.overwrite}: choose false, true or changed")
     record = None if cfg.overwrite is True else done(path, say)
-    files = changed_code(record) if record else ""
+    files = changed(record.run, record.result.get("code", {})) if record else ""
     if files and cfg.overwrite == "changed":
         return None
     if record and files:

@@ -8,7 +8,8 @@ import pandas as pd
 from pandas.api.types import is_float_dtype
 
 from smallbatch.compose import did_you_mean
-from smallbatch.config import ConfigError, format_power, one_line, parse_power
+from smallbatch.config import ConfigError, one_line
+from smallbatch.powers import format_power, parse_power
 from smallbatch.run import VARIED, setting
 from smallbatch.store import Record
 

@@ -9,7 +9,7 @@ from synthetic import figure
 from smallbatch.claims.judge import judge
 from smallbatch.claims.needs import LOOKS, Need, merged, more_seeds, whole
 from smallbatch.figures.collect import collect
-from smallbatch.grid.expand import expand
+from smallbatch.grids.expand import expand
 from smallbatch.store import Ended, Record
 
 EMPTY = Ended({})

@@ -8,8 +8,8 @@ import pytest
 from smallbatch.config import ConfigError
 from smallbatch.figures import draw
 from smallbatch.figures.collect import collect
-from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import expand
+from smallbatch.grids.best_rates import best_rates
+from smallbatch.grids.expand import expand
 from smallbatch.store import Ended, Record
 
 EMPTY = Ended({})

@@ -20,8 +20,8 @@ from wandb_server import KEY, Recorder
 from smallbatch import lock, store
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError
-from smallbatch.grid.expand import Grid, expand
-from smallbatch.grid.sweep import for_points
+from smallbatch.grids.expand import Grid, expand
+from smallbatch.grids.sweep import for_points
 from smallbatch.run import make_run
 from smallbatch.tracking import live
 from smallbatch.training.fit import KeepRun

@@ -13,7 +13,7 @@ import numpy as np
 
 from smallbatch.claims.cells import Array, Cells, Edge
 from smallbatch.claims.statistics import Quantity, pooled
-from smallbatch.config import format_power
+from smallbatch.powers import format_power
 
 # Points that a censored m may catch up by one more octave of η̃. Tuned on the runs of figure 1, scale=reduced (one
 # seed): there an octave brings 4.0 at most, 49.8 to 53.8 at m = 2 and 8.

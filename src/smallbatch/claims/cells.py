@@ -144,12 +144,8 @@ def _cells(figure: FigureRuns, seeds: Sequence[int], share: float) -> Cells:
     first = rows.iloc[:: len(seeds)]
     chance, test_images = 100 * float(rows["chance"].iloc[0]), int(rows["test_images"].iloc[0])
     lost = (rows["status"] == "diverged") | rows["train_accuracy"].isna()
-    columns = {
-        "score": 100 * rows["score"],
-        "train": (100 * rows["train_accuracy"]).mask(lost, chance),  # as the score does
-        "key": rows["key"],
-    }
-    runs = {column: values.to_numpy().reshape(-1, len(seeds)) for column, values in columns.items()}
+    trained = (100 * rows["train_accuracy"]).mask(lost, chance)  # as the score does
+    score, train, key = (v.to_numpy().reshape(-1, len(seeds)) for v in (100 * rows["score"], trained, rows["key"]))
     return Cells(
         name=figure.name,
         seeds=tuple(seeds),
@@ -157,14 +153,16 @@ def _cells(figure: FigureRuns, seeds: Sequence[int], share: float) -> Cells:
         rate=first["base_lr"].to_numpy(),
         bn=first["bn_batch_size"].to_numpy(),
         updates=(first["epochs"] * (first["train_images"] // first["batch_size"])).to_numpy(),
+        score=score,
+        train=train,
+        key=key,
         chance=chance,
         test_images=test_images,
-        converged=reliable(runs["score"], chance, test_images, 0.5),
-        reliable=reliable(runs["score"], chance, test_images, share),
+        converged=reliable(score, chance, test_images, 0.5),
+        reliable=reliable(score, chance, test_images, share),
         rates_given=figure.draw == "bn_batch",
         scale=figure.scale,
         curves=None if figure.curves is None else _curves(figure.curves, int(frame["epochs"].max()), chance),
-        **runs,
     )
 
 

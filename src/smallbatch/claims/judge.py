@@ -4,7 +4,7 @@ A verdict is one claim on one figure, or on the figures that it compares, at one
 row is counted. `README.md` beside this file says how a verdict comes about.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -78,8 +78,11 @@ def judge(runs: Mapping[str, FigureRuns], words: Sequence[str] = ()) -> list[Row
 
 
 def _row(claim: Claim, runs: Mapping[str, FigureRuns], words: Sequence[str] = ()) -> Row:
-    verdicts = (_verdict(figures, tests, runs, words) for figures, tests in _columns(claim))
-    return Row(claim.id, claim.text, tuple(verdicts))
+    tests: dict[tuple[str, ...], list[Test]] = defaultdict(list)
+    for test in claim.tests:
+        tests[test.figures].append(test)
+    columns = sorted(tests, key=lambda figures: (len(figures), figures))
+    return Row(claim.id, claim.text, tuple(_verdict(figures, tests[figures], runs, words) for figures in columns))
 
 
 def with_figure(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
@@ -94,20 +97,13 @@ def partners(names: Sequence[str]) -> list[str]:
     return sorted({name for figures in compared for name in figures}.difference(names))
 
 
-def _columns(claim: Claim) -> list[tuple[tuple[str, ...], list[Test]]]:
-    tests: dict[tuple[str, ...], list[Test]] = {}
-    for test in claim.tests:
-        tests.setdefault(test.figures, []).append(test)
-    return sorted(tests.items(), key=lambda column: (len(column[0]), column[0]))
-
-
 def _verdict(
     figures: tuple[str, ...], tests: list[Test], runs: Mapping[str, FigureRuns], words: Sequence[str]
 ) -> Verdict:
     there = [runs[name] for name in figures if name in runs]
     scale = next((figure.scale for figure in runs.values()), "")
     criterion = " ".join(dict.fromkeys(test.criterion for test in tests))
-    lacking = {name: _lacks(name, runs) for name in figures if _lacks(name, runs)}
+    lacking = {name: lack for name in figures if (lack := _lacks(name, runs))}
     if lacking:
         empty = any(name not in runs or runs[name].frame.empty for name in lacking)
         why, reason = (NO_RUNS if empty else INCOMPLETE), "; ".join(lacking.values())
@@ -179,12 +175,7 @@ def _reason(state: str, parts: list[Part]) -> str:
 def plain(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """The table of one scale as plain values, as in claims.json (see README.md)."""
     return [
-        {
-            "id": row.id,
-            "text": row.text,
-            "counted": row.counted,
-            "verdicts": [_plain(verdict) for verdict in row.verdicts],
-        }
+        {"id": row.id, "text": row.text, "counted": row.counted, "verdicts": [_plain(v) for v in row.verdicts]}
         for row in rows
     ]
 
@@ -197,10 +188,9 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
         **{name: getattr(verdict, name) for name in names},
         "by_share": {str(share): state for share, state in verdict.by_share.items()},
         "train": [need.command for need in verdict.needs],
-        "parts": [_plain_part(part) for part in verdict.parts],
+        "parts": [
+            {name: value for name, value in asdict(part).items() if name not in ("need", "beyond")}
+            | {"in_training": part.in_training}
+            for part in verdict.parts
+        ],
     }
-
-
-def _plain_part(part: Part) -> dict[str, Any]:
-    values = {name: value for name, value in asdict(part).items() if name not in ("need", "beyond")}
-    return values | {"in_training": part.in_training}

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from smallbatch.claims.cells import Untried, common_seeds
 from smallbatch.figures.collect import FigureRuns
-from smallbatch.grid.expand import figure_config
+from smallbatch.grids.expand import figure_config
 
 LOOKS = (3, 5, 8)  # numbers of seeds at which to look: a look at each number decides wrongly more often
 
@@ -55,11 +55,7 @@ def more_cells(untried: Iterable[Untried], runs: Mapping[str, FigureRuns], words
     for (name, rate), some in sizes.items():
         rates.setdefault((name, tuple(some)), []).append(_typed(rate))
     return [
-        Need(
-            (name,),
-            runs[name].scale,
-            _changed(words, batch_size=some, base_lr=each, seed=common_seeds(runs[name])),
-        )
+        Need((name,), runs[name].scale, _changed(words, batch_size=some, base_lr=each, seed=common_seeds(runs[name])))
         for (name, some), each in rates.items()
     ]
 

@@ -185,12 +185,12 @@ def higher(label: str, quantity: Quantity) -> Part:
 
 def leads(label: str, quantity: Quantity) -> Part:
     """Whether it is above 0, of a group that is said to hold the best: a tie leaves it open."""
-    return _part(label, quantity, _is_ahead)
+    return _part(label, quantity, _is_above(0.0))
 
 
 def clearly_higher(label: str, quantity: Quantity) -> Part:
     """Whether it is above one point."""
-    return _part(label, quantity, _is_clear)
+    return _part(label, quantity, _is_above(POINT))
 
 
 def at_most_a_point(label: str, quantity: Quantity) -> Part:
@@ -201,28 +201,21 @@ def at_most_a_point(label: str, quantity: Quantity) -> Part:
 
 def similar(label: str, quantity: Quantity, reference: float = 0.0) -> Part:
     """Whether it is within one point of the reference; the effect is the distance from it."""
-    return _part(label, quantity, lambda low, high: is_within(low, high, POINT), reference)
+    return _part(label, quantity, _is_within_a_point, reference)
 
 
-def is_within(low: float, high: float, reach: float) -> str:
-    """Whether an interval lies within ± reach, outside, or on both sides."""
-    if -reach <= low and high <= reach:
-        return SUPPORTED
-    return REFUTED if low > reach or high < -reach else UNDECIDED
+def _is_above(bound: float) -> Decide:
+    return lambda low, high: SUPPORTED if low > bound else REFUTED if high <= bound else UNDECIDED
 
 
 def _is_higher(low: float, high: float) -> str:
-    if low > 0:
+    return REFUTED if -POINT <= low <= 0 and high <= POINT else _is_above(0.0)(low, high)
+
+
+def _is_within_a_point(low: float, high: float) -> str:
+    if low >= -POINT and high <= POINT:
         return SUPPORTED
-    return REFUTED if high <= 0 or (low >= -POINT and high <= POINT) else UNDECIDED
-
-
-def _is_ahead(low: float, high: float) -> str:
-    return SUPPORTED if low > 0 else REFUTED if high <= 0 else UNDECIDED
-
-
-def _is_clear(low: float, high: float) -> str:
-    return SUPPORTED if low > POINT else REFUTED if high <= POINT else UNDECIDED
+    return REFUTED if low > POINT or high < -POINT else UNDECIDED
 
 
 def _part(label: str, quantity: Quantity, decide: Decide, reference: float = 0.0) -> Part:
@@ -238,7 +231,8 @@ def _part(label: str, quantity: Quantity, decide: Decide, reference: float = 0.0
             verdict, reason, why = UNDECIDED, edges[0].text, EDGE
             beyond = tuple(cell for edge in edges for cell in edge.beyond)
     train, train_low, train_high, _ = interval(quantity, "train")
-    plus, minus = (_side(quantity, sign) for sign in (1, -1))
+    updates, scores, keys = _side(quantity, 1)
+    updates_against, _, keys_against = _side(quantity, -1)
     cells = next(iter(quantity.weights))
     return Part(
         label=label,
@@ -254,28 +248,20 @@ def _part(label: str, quantity: Quantity, decide: Decide, reference: float = 0.0
         train_effect=train,
         train_low=train_low,
         train_high=train_high,
-        updates=plus.updates,
-        updates_against=minus.updates,
-        binomial=binomial_error(plus.accuracy, cells.test_images) if plus.keys else None,
-        keys=tuple(sorted({*plus.keys, *minus.keys})),
+        updates=updates,
+        updates_against=updates_against,
+        binomial=binomial_error(float(np.mean(scores)), cells.test_images) if scores else None,
+        keys=tuple(sorted({*keys, *keys_against})),
     )
 
 
-@dataclass(frozen=True)
-class _Side:
-    """The runs that enter an effect with one sign: fewest and most updates, mean accuracy and keys."""
-
-    updates: tuple[int, int] | None
-    accuracy: float
-    keys: list[str]
-
-
-def _side(quantity: Quantity, sign: int) -> _Side:
-    used = {cells: sign * weight > 0 for cells, weight in quantity.weights.items()}
-    updates = [int(u) for cells, mask in used.items() for u in cells.updates[mask.any(axis=1)]]
-    scores = [float(score) for cells, mask in used.items() for score in cells.score[mask]]
-    keys = [str(key) for cells, mask in used.items() for key in cells.key[mask]]
-    return _Side((min(updates), max(updates)) if updates else None, float(np.mean(scores)) if scores else 0.0, keys)
+def _side(quantity: Quantity, sign: int) -> tuple[tuple[int, int] | None, list[float], list[str]]:
+    """Of the runs that enter an effect with one sign: fewest and most updates, accuracies and keys."""
+    used = [(cells, sign * weight > 0) for cells, weight in quantity.weights.items()]
+    updates = [int(u) for cells, mask in used for u in cells.updates[mask.any(axis=1)]]
+    scores = [float(score) for cells, mask in used for score in cells.score[mask]]
+    keys = [str(key) for cells, mask in used for key in cells.key[mask]]
+    return (min(updates), max(updates)) if updates else None, scores, keys
 
 
 def all_of(verdicts: Iterable[str]) -> str:

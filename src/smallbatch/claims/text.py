@@ -15,9 +15,9 @@ LEGEND = "yes: supported, no: not supported, seeds, edge, noise: why undecided, 
 ID, CELL = 5, 7  # characters; a column's head takes several lines
 
 
-def mark(verdict: Verdict) -> str:
-    """`yes`, `no`, `seeds`, `edge`, `noise` or `·`."""
-    return verdict.why if verdict.state == UNDECIDED else MARKS[verdict.state]
+def marks(row: Row) -> dict[str, str]:
+    """By column `yes`, `no`, `seeds`, `edge`, `noise` or `·`."""
+    return {v.column: v.why if v.state == UNDECIDED else MARKS[v.state] for v in row.verdicts}
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
@@ -53,9 +53,9 @@ def _block(rows: Sequence[Row], shown: Sequence[str]) -> list[str]:
     depth = max(map(len, heads))
     lines = [" " * ID + "".join(f"{(head + [''] * depth)[i]:<{CELL}}" for head in heads) for i in range(depth)]
     for row in rows:
-        marks = {v.column: mark(v) for v in row.verdicts}
-        if marks.keys() & set(shown):
-            lines.append(f"{row.id:<{ID}}" + "".join(f"{marks.get(column, ''):<{CELL}}" for column in shown))
+        own = marks(row)
+        if own.keys() & set(shown):
+            lines.append(f"{row.id:<{ID}}" + "".join(f"{own.get(column, ''):<{CELL}}" for column in shown))
     return [line.rstrip() for line in lines]
 
 
@@ -106,8 +106,8 @@ def markdown(rows: Sequence[Row]) -> str:
     shown = columns(rows)
     lines = [f"| claim | {' | '.join(shown)} | counted |", "|---" * (len(shown) + 2) + "|"]
     for row in rows:
-        marks = {v.column: mark(v) for v in row.verdicts}
-        lines.append(f"| {row.id} | {' | '.join(marks.get(column, '') for column in shown)} | {row.counted} |")
+        own = marks(row)
+        lines.append(f"| {row.id} | {' | '.join(own.get(column, '') for column in shown)} | {row.counted} |")
     lines += ["", LEGEND, ""]
     for row in rows:
         lines.append(f"- **{row.id}** {row.text}")
@@ -123,9 +123,9 @@ def frames(scales: Mapping[str, Sequence[Row]]) -> dict[str, pd.DataFrame]:
     claims, verdicts = [], []
     for scale, rows in scales.items():
         for row in rows:
-            marks = {v.column: mark(v) for v in row.verdicts}
+            own = marks(row)
             start = {"scale": scale, "claim": row.id}
-            claims.append(start | {c: marks.get(c, "") for c in shown} | {"counted": row.counted, "text": row.text})
+            claims.append(start | {c: own.get(c, "") for c in shown} | {"counted": row.counted, "text": row.text})
             verdicts += [start | line for verdict in row.verdicts for line in _records(verdict)]
     return {"claims": pd.DataFrame(claims), "verdicts": pd.DataFrame(verdicts)} if claims else {}
 

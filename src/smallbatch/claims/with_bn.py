@@ -21,7 +21,7 @@ from smallbatch.claims.statistics import (
     similar,
     undecided_as,
 )
-from smallbatch.config import format_power
+from smallbatch.powers import format_power
 
 C3 = Claim(
     "C3",

@@ -9,7 +9,7 @@ from smallbatch.claims.best import fixed, tuned
 from smallbatch.claims.cells import Cells, Edge, reliable
 from smallbatch.claims.claim import NO_BN, Claim
 from smallbatch.claims.statistics import REFUTED, SUPPORTED, Part, Quantity, at_edge, higher, mean, similar
-from smallbatch.config import format_power
+from smallbatch.powers import format_power
 
 WELL = 0.75  # of the way from chance to the best score, as reliability is at ½: before a collapse
 

@@ -9,8 +9,8 @@ import pandas as pd
 from smallbatch import store
 from smallbatch.compose import CONF, parse_words
 from smallbatch.config import ConfigError, Draw, Figure
-from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import expand, figure_config, figure_names
+from smallbatch.grids.best_rates import best_rates
+from smallbatch.grids.expand import expand, figure_config, figure_names
 from smallbatch.run import Run
 from smallbatch.store import Ended, Record
 from smallbatch.table import keep, select, table
@@ -112,9 +112,8 @@ def collect(name: str, scale: str, words: list[str], ended: Ended) -> FigureRuns
     if figure.scales:
         rates = best_rates(ended, ended.describe)
         grid = expand([f"figure={name}", f"scale={scale}", *words], ended.describe, rates)
-        records, missing = ended.of(
-            (point.run for point in grid.points), not any(word.startswith("seed=") for word in words)
-        )
+        any_seed = not any(word.startswith("seed=") for word in words)
+        records, missing = ended.of((point.run for point in grid.points), any_seed)
     own = any(word.startswith(("model=", "data=")) for word in words)  # and so no stand-in for the paper's
     stand_in = f"stand-in, {figure.stand_in[scale]}" if scale in figure.stand_in and not own else ""
     return FigureRuns(

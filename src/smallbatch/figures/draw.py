@@ -9,19 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from smallbatch.config import ConfigError, format_power
+from smallbatch.config import ConfigError
+from smallbatch.figures import panels
 from smallbatch.figures.collect import FigureRuns
-from smallbatch.figures.panels import (
-    caption,
-    cell_means,
-    chance_note,
-    colours,
-    describe,
-    draw_panel,
-    power_axis,
-    power_text,
-    styled,
-)
+from smallbatch.powers import format_power
 from smallbatch.table import least_reliable
 
 
@@ -32,7 +23,7 @@ def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
         return sgd_paths(runs.title)
     if runs.draw in ("best", "range"):
         return (best if runs.draw == "best" else rate_range)(parts, runs.title, _scale_note(runs.scale))
-    note = f"{describe(runs.frame)}. {_scale_note(runs.scale)}"
+    note = f"{panels.describe(runs.frame)}. {_scale_note(runs.scale)}"
     if runs.stand_in:
         note = f"{runs.stand_in[0].upper()}{runs.stand_in[1:]}. {note}"
     if runs.missing:
@@ -53,15 +44,15 @@ def sweep(frame: pd.DataFrame, title: str, note: str) -> Figure:
     A point is the mean score over seeds, with a bar of one standard deviation where there are several.
     A point with a diverged run is a cross in the band below chance.
     """
-    with styled():
+    with panels.styled():
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        draw_panel(left, frame, "batch_size", "base_lr", heading="η̃")
-        draw_panel(right, frame, "base_lr", "batch_size", heading="m")
+        panels.draw_panel(left, frame, "batch_size", "base_lr", heading="η̃")
+        panels.draw_panel(right, frame, "base_lr", "batch_size", heading="m")
         left.set(xlabel="batch size m", ylabel="test accuracy (%)", title="against batch size")
         right.set(xlabel="base learning rate η̃ = η / m", title="against base learning rate")
         right.tick_params(labelleft=False)
-        caption(figure, title, note + chance_note(cell_means(frame, ["batch_size", "base_lr"])))
+        panels.caption(figure, title, note + panels.chance_note(panels.cell_means(frame, ["batch_size", "base_lr"])))
     return figure
 
 
@@ -73,15 +64,15 @@ def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:
     if frame.groupby("batch_size")["base_lr"].nunique().max() > 1:
         tried = ", ".join(format_power(rate) for rate in sorted(frame["base_lr"].unique()))
         raise ConfigError(f"{title}: has one η̃ for each SGD batch; choose one with base_lr=…, of {tried}")
-    with styled():
+    with panels.styled():
         figure = Figure(figsize=(6.6, 4.4), layout="constrained")
         axes = figure.subplots()
-        draw_panel(axes, frame, "bn_batch_size", "batch_size", heading="SGD batch m")
+        panels.draw_panel(axes, frame, "bn_batch_size", "batch_size", heading="SGD batch m")
         axes.set(xlabel="BN batch size", ylabel="test accuracy (%)")
         rates = frame.groupby("batch_size")["base_lr"].first()
-        chosen = ", ".join(f"{power_text(rate)} at {m}" for m, rate in rates.items())
-        below = chance_note(cell_means(frame, ["batch_size", "bn_batch_size"]))
-        caption(figure, title, f"{note}\nη̃ for each SGD batch: {chosen}.{below}")
+        chosen = ", ".join(f"{panels.power_text(rate)} at {m}" for m, rate in rates.items())
+        below = panels.chance_note(panels.cell_means(frame, ["batch_size", "bn_batch_size"]))
+        panels.caption(figure, title, f"{note}\nη̃ for each SGD batch: {chosen}.{below}")
     return figure
 
 
@@ -90,12 +81,12 @@ def convergence(curves: pd.DataFrame, title: str, note: str) -> Figure:
 
     `curves` as `_whole_curves` gives them.
     """
-    with styled():
+    with panels.styled():
         figure = Figure(figsize=(11, 4.4), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
+        left, right = figure.subplots(1, 2, sharey=True)
         sizes = sorted(curves["batch_size"].unique())
-        for axes, column, name in zip(panels, ("train_accuracy", "test_accuracy"), ("training", "test"), strict=True):
-            for m, colour in zip(sizes, colours("viridis", len(sizes)), strict=True):
+        for axes, column, name in ((left, "train_accuracy", "training"), (right, "test_accuracy", "test")):
+            for m, colour in zip(sizes, panels.colours("viridis", len(sizes)), strict=True):
                 line = 100 * curves[curves["batch_size"] == m].groupby("epoch")[column].mean()
                 axes.plot(line.index, line, color=colour, lw=1.4, marker="o", ms=2.5, label=f"{m}")
                 lost = curves[(curves["batch_size"] == m) & curves["lost"]]
@@ -103,12 +94,13 @@ def convergence(curves: pd.DataFrame, title: str, note: str) -> Figure:
             axes.set(xlabel="epoch", title=f"{name} accuracy")
             axes.set_xlim(0, curves["epoch"].max() * 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[0].set_ylabel("accuracy (%)")
-        panels[1].tick_params(labelleft=False)
-        panels[1].legend(title="m", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+        left.set_ylabel("accuracy (%)")
+        right.tick_params(labelleft=False)
+        right.legend(title="m", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
         if curves["lost"].any():
             note += "\nCrosses: a run diverged in this epoch, and counts as chance from there."
-        caption(figure, title, f"{note} Training accuracy is measured during the epoch, with the weights as they move.")
+        note += " Training accuracy is measured during the epoch, with the weights as they move."
+        panels.caption(figure, title, note)
     return figure
 
 
@@ -118,20 +110,19 @@ def _whole_curves(runs: FigureRuns) -> pd.DataFrame:
     epochs, chance = int(runs.frame["epochs"].max()), runs.frame["chance"].iloc[0]
     lost = runs.curves.assign(lost=runs.curves["train_loss"].isna())
     lost.loc[lost["lost"], ["train_accuracy", "test_accuracy"]] = chance
-    index = pd.MultiIndex.from_product([lost["key"].unique(), range(1, epochs + 1)], names=["key", "epoch"])
-    whole = lost.set_index(["key", "epoch"]).reindex(index).reset_index()
-    whole["batch_size"] = whole["key"].map(lost.drop_duplicates("key").set_index("key")["batch_size"])
+    every = lost[["key", "batch_size"]].drop_duplicates().merge(pd.Series(range(1, epochs + 1), name="epoch"), "cross")
+    whole = every.merge(lost, "left")
     whole["lost"] = whole["lost"].eq(True)
     return whole.fillna({"train_accuracy": chance, "test_accuracy": chance})
 
 
 def best(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
     """Best mean test accuracy over η̃ against m, a curve per setting; hollow where the best η̃ is at a grid's edge."""
-    with styled():
+    with panels.styled():
         figure = Figure(figsize=(8.6, 4.8), layout="constrained")
         axes = figure.subplots()
         sizes: set[int] = set()
-        for place, (part, colour) in enumerate(zip(parts, colours("turbo", len(parts)), strict=True)):
+        for place, (part, colour) in enumerate(zip(parts, panels.colours("turbo", len(parts)), strict=True)):
             tops = _tops(part.frame)
             sizes |= set(tops.index)
             marker = "os^Dv<>p*hX"[place % 11]
@@ -140,20 +131,20 @@ def best(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
             )
             edge = tops[tops["edge"]]
             axes.plot(edge.index, edge["mean"], ls="", color=colour, marker=marker, ms=5, mfc="white")
-        power_axis(axes, sorted(sizes))
+        panels.power_axis(axes, sorted(sizes))
         axes.set(xlabel="batch size m", ylabel="best test accuracy over η̃ (%)")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         note += " η̃ is chosen on the test set, as in the paper. Hollow: the best η̃ is the lowest or highest one tried."
-        caption(figure, title, f"{_incomplete(parts)}{note}")
+        panels.caption(figure, title, f"{_incomplete(parts)}{note}")
     return figure
 
 
 def rate_range(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
     """The η̃ that train reliably against m, a panel per setting: a bar over each.
 
-    Reliable: every seed reaches chance + ½ (best score of the setting − chance), as `evidence.py` has it.
+    Reliable: every seed reaches chance + ½ (best score of the setting − chance), as the claims have it.
     """
-    with styled():
+    with panels.styled():
         columns = min(4, len(parts))
         rows = -(-len(parts) // columns)
         figure = Figure(figsize=(2.9 * columns + 0.6, 2.4 * rows + 0.9), layout="constrained")
@@ -163,16 +154,16 @@ def rate_range(parts: Sequence[FigureRuns], title: str, note: str) -> Figure:
             axes.set_title(fill(_setting_label(part, parts), 38))
         for axes in grid[len(parts) :]:
             axes.set_visible(False)
-        power_axis(grid[0], sorted({m for part in parts for m in part.frame["batch_size"]}), crowded=6)
+        panels.power_axis(grid[0], sorted({m for part in parts for m in part.frame["batch_size"]}), crowded=6)
         grid[0].set_yscale("log", base=2)
-        grid[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_text(value)))
+        grid[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: panels.power_text(value)))
         figure.supylabel("base learning rate η̃", fontsize=9)
         seeds = min(int(part.frame["seed"].nunique()) for part in parts)
         note += (
             f" Bars: η̃ at which every seed ({seeds} or more) reaches chance + ½ (best − chance);"
             " dots: the best η̃; grey: the η̃ tried. Against batch size m."
         )
-        caption(figure, title, f"{_incomplete(parts)}{note}")
+        panels.caption(figure, title, f"{_incomplete(parts)}{note}")
     return figure
 
 
@@ -204,7 +195,7 @@ def sgd_paths(title: str, n: int = 16, base_lr: float = 0.15) -> Figure:
     def loss(theta: np.ndarray) -> np.ndarray:
         return np.asarray(((theta @ examples.T - targets) ** 2).mean(axis=-1) / 2)
 
-    with styled():
+    with panels.styled():
         figure = Figure(figsize=(6.2, 5.8), layout="constrained")
         axes = figure.subplots()
         both = np.concatenate([small, large, minimum[None]])
@@ -225,7 +216,7 @@ def sgd_paths(title: str, n: int = 16, base_lr: float = 0.15) -> Figure:
             f"Loss at the start {loss(small[0]):.2f}, after the small steps {loss(small[-1]):.3f}, "
             f"after the large one {loss(large[-1]):.3f}."
         )
-        caption(figure, title, note)
+        panels.caption(figure, title, note)
     return figure
 
 
@@ -249,7 +240,7 @@ def _setting_label(part: FigureRuns, parts: Sequence[FigureRuns]) -> str:
 
 def _tops(frame: pd.DataFrame) -> pd.DataFrame:
     """For each m the best mean score (%) and whether its η̃ is at an edge of those tried at m."""
-    cells = cell_means(frame, ["batch_size", "base_lr"])
+    cells = panels.cell_means(frame, ["batch_size", "base_lr"])
     rows = cells.loc[cells.groupby("batch_size")["mean"].idxmax()].set_index("batch_size")
     edges = cells.groupby("batch_size")["base_lr"].agg(["min", "max"])
     return rows.assign(edge=(rows["base_lr"] == edges["min"]) | (rows["base_lr"] == edges["max"]))

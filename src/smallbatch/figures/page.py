@@ -13,9 +13,9 @@ import pandas as pd
 import yaml
 from markupsafe import Markup, escape
 
-from smallbatch.config import format_power
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.files import write_text
+from smallbatch.powers import format_power
 from smallbatch.store import Record, timestamp
 from smallbatch.table import table
 
@@ -108,12 +108,9 @@ def _scale(name: str, claims: Claims, drawn: list[FigureRuns]) -> dict[str, Any]
 
 def _rows(frame: pd.DataFrame) -> list[list[tuple[str, str, Any]]]:
     """For each run (heading, text, value to sort by) of each column."""
-    if frame.empty:
-        return []
-    columns = [frame[column] for column in COLUMNS.values()]
     return [
         [(name, _text(name, value), value) for name, value in zip(COLUMNS, values, strict=True)]
-        for values in zip(*columns, strict=True)
+        for values in zip(*(frame[column] for column in COLUMNS.values()), strict=True)
     ]
 
 

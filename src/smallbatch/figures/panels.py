@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from smallbatch.config import format_power
 from smallbatch.files import replacing
+from smallbatch.powers import format_power
 
 STYLE = {
     "font.size": 9,

@@ -30,7 +30,6 @@ from smallbatch.run import Run
 from smallbatch.store import Record, Row
 
 NOTE = "wandb.json"
-NOTED = ("entity", "project", "group", "tags", "notes")  # what of a place it says
 WAIT = 30.0  # seconds that W&B gets to take a run, and that the end of a process waits for it
 INTERRUPTED = 255  # wandb's own exit code for Ctrl-C
 
@@ -72,6 +71,11 @@ class Place:
         """Where wandb keeps its files, one folder a run."""
         return self.folder / "wandb"
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What W&B is told of it, and a note keeps."""
+        return {name: getattr(self, name) for name in ("entity", "project", "group", "tags", "notes")}
+
 
 # --- one run in W&B
 
@@ -108,7 +112,7 @@ class Page:
         if resumes:
             # What the server has counts; a server that does not tell has what we know to have arrived.
             self.done = self._wandb_run.step - 1 if self._wandb_run.resumed else note["rows"]
-        self._write_note(self.done, None)
+        self._write_note(None)
 
     def add(self, rows: list[Row]) -> None:
         """Log the epochs that W&B does not have."""
@@ -124,13 +128,13 @@ class Page:
             self._wandb_run.summary.update(_summary(record))
         failed = record is not None and record.result["status"] == "failed"
         self._wandb_run.finish(exit_code=int(failed) if record else INTERRUPTED)
-        self._write_note(self.done, store.seal(record) if record else None)
+        self._write_note(store.seal(record) if record else None)
 
-    def _write_note(self, rows: int, seal: str | None) -> None:
+    def _write_note(self, seal: str | None) -> None:
         offline = Path(self._wandb_run.settings.sync_dir).name if self.place.mode == "offline" else None
-        note = {name: getattr(self.place, name) for name in NOTED} | {
+        note = self.place.told | {
             "entity": self._wandb_run.entity or self.place.entity,
-            "rows": 0 if offline else rows,  # epochs known to have arrived
+            "rows": 0 if offline else self.done,  # epochs known to have arrived
             "sha256": seal,  # of the result that W&B has
             "offline": offline,  # the folder that is still to be uploaded
         }
@@ -159,7 +163,7 @@ def is_uploaded(path: Path, record: Record, place: Place) -> bool:
 def noted_place(path: Path, place: Place, given: Container[str]) -> Place:
     """`place`, but as the run was logged before in all that is not `given`."""
     note = read_note(path)
-    return replace(place, **{name: note[name] for name in NOTED if name in note and name not in given})
+    return replace(place, **{name: note[name] for name in place.told if name in note and name not in given})
 
 
 def _wandb() -> Any:
@@ -193,11 +197,7 @@ def open_run(place: Place, **arguments: Any) -> Any:
         x_save_requirements=False,
     )
     return wandb.init(
-        entity=place.entity,
-        project=place.project,
-        group=place.group,
-        tags=place.tags,
-        notes=place.notes,
+        **place.told,
         dir=str(place.folder),
         mode=place.mode,
         reinit="create_new",

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 
 from smallbatch import store
+from smallbatch.code import digests
 from smallbatch.compose import accepted, check_call, locate
 from smallbatch.config import ConfigError, one_line
 from smallbatch.data import Images
@@ -149,7 +150,7 @@ def result(run: Run, images: Images, rows: list[Row], status: str, cfg: DictConf
     """What result.json says of a run that ended as `status`."""
     chance = 1 / images.classes
     scores = {"failed": None, "diverged": chance}
-    code = store.own_code(run)
+    code = digests(run)
     return {
         "status": status,
         "score": scores[status] if status in scores else score([r["test_accuracy"] for r in rows], len(rows), chance),

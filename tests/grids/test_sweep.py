@@ -16,8 +16,8 @@ import pytest
 
 from smallbatch import lock, store
 from smallbatch.compose import compose
-from smallbatch.grid import progress
-from smallbatch.grid.sweep import sweep
+from smallbatch.grids import progress
+from smallbatch.grids.sweep import sweep
 from smallbatch.run import make_run
 from train import main
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch.compose import compose
 from smallbatch.config import ConfigError, Figure
-from smallbatch.grid.expand import Grid, expand, figure_config, figure_names, stages
+from smallbatch.grids.expand import Grid, expand, figure_config, figure_names, stages
 from smallbatch.run import make_run
 
 
@@ -159,7 +159,7 @@ def test_a_scale_without_a_figure_is_refused(grid):
 
 
 def test_a_glob_is_refused(grid):
-    with pytest.raises(ConfigError, match="list the values"):
+    with pytest.raises(ConfigError, match="a grid takes; list them"):
         grid("model=glob(*)")
 
 
@@ -223,7 +223,7 @@ def test_figures_that_share_runs_train_them_once(grid):
 def composed(monkeypatch):
     """Compose by another function, for figures that are in no file."""
     figure_config.cache_clear()
-    yield lambda function: monkeypatch.setattr("smallbatch.grid.expand.compose", function)
+    yield lambda function: monkeypatch.setattr("smallbatch.grids.expand.compose", function)
     figure_config.cache_clear()
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from smallbatch import lock, store
-from smallbatch.config import ConfigError, TrainsNothing, format_power, one_line
+from smallbatch.config import ConfigError, TrainsNothing, one_line
 from smallbatch.data import describe
-from smallbatch.grid.best_rates import best_rates
-from smallbatch.grid.expand import Grid, Point, Rates, expand, none_left, stages
-from smallbatch.grid.price import Prices, words
-from smallbatch.grid.progress import Progress, Results, few, runs
+from smallbatch.grids.best_rates import best_rates
+from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
+from smallbatch.grids.price import Prices, words
+from smallbatch.grids.progress import Progress, Results, few, runs
+from smallbatch.powers import format_power
 from smallbatch.run import setting
 from smallbatch.store import Ended
 from smallbatch.tracking.live import Place, settled
@@ -53,7 +54,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig) -> bool:
     grid = _without_refused(grid, results)
     _say_plan(grid, len(before), results.missing)
     costs = _price(results.missing, Prices(folders.parent / "calibration.json"))
-    common = for_points(cfg, grid, arguments) if results.missing else []
+    common = [f"store={quoted(cfg.store)}", *for_points(cfg, grid, arguments)] if results.missing else []
     # The longest first, so that processes in parallel end together.
     results.missing.sort(key=lambda point: costs[point.run.key], reverse=True)
     interrupted = False
@@ -153,11 +154,13 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
         free = [point for point in results.missing if not lock.holder(results.folder(point))]
         try:
             if free:
-                launch([[*point.overrides, *common, "progress=false", "grid_point=true"] for point in free])
+                launch(
+                    [[*point.overrides, *common, "progress=false", f"grid_point='{point.run.key}'"] for point in free]
+                )
         except SystemExit as error:  # what will not do for any point, such as a full disk
             print(error.code, file=sys.stderr)
             return
-        except Exception as error:  # such as joblib's TerminatedWorkerError; a point itself never raises
+        except Exception as error:  # such as joblib's TerminatedWorkerError; a point itself should not raise
             print(f"the launcher broke off: {one_line(error)}", file=sys.stderr)
         progress.look()
         fruitless = 0 if len(results.missing) < count else fruitless + 1
@@ -217,5 +220,9 @@ def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
         name = f"{'-'.join(figure.name for figure in grid.figures)}-{scale}"
     else:
         name = " ".join(word for word in arguments if not word.startswith(_NOT_THE_GRID))[:GROUP_LENGTH]
-    quoted = (cfg.wandb.group or name).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"wandb.mode={mode}", f"wandb.group='{quoted}'"]
+    return [f"wandb.mode={mode}", f"wandb.group={quoted(cfg.wandb.group or name)}"]
+
+
+def quoted(word: str) -> str:
+    """A word as Hydra's grammar takes any."""
+    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"

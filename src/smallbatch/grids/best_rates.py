@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from smallbatch.config import NotYet
-from smallbatch.grid.expand import Describe, Rates, expand
+from smallbatch.grids.expand import Describe, Rates, expand
 from smallbatch.store import Ended, Record
 
 

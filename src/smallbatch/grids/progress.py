@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from smallbatch import lock, store
-from smallbatch.grid.expand import Point
-from smallbatch.grid.price import words
+from smallbatch.grids.expand import Point
+from smallbatch.grids.price import words
 from smallbatch.store import DamagedRun
 
 POLL = 1.0  # seconds between looks at the run folders

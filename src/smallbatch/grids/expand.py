@@ -16,13 +16,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.compose import CONF, Axes, compose, no_setting, parse_words
+from smallbatch.compose import CONF, Axes, chooses_files, compose, no_setting, parse_words
 from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined, one_line
 from smallbatch.data import Description, describe
 from smallbatch.run import VARIED, Run, make_run
 
 _ABSENT = object()
-GROUPS = ("model", "data", "norm", "optimizer", "schedule", "machine")
 
 Describe = Callable[[dict[str, Any]], Description]
 # The best η̃ for each of some batch sizes, from the runs of the grid that some words name.
@@ -90,8 +89,8 @@ def none_left(reasons: Iterable[str]) -> ConfigError:
 
 def _configs(axes: Axes, plain: list[str]) -> Iterator[tuple[list[str], DictConfig]]:
     """Each point of a product: its overrides and its config, which is only good until the next one."""
-    group_axes = {k: v for k, v in axes.items() if k in GROUPS}
-    leaf_axes = {k: v for k, v in axes.items() if k not in GROUPS}
+    group_axes = {k: v for k, v in axes.items() if chooses_files(k)}
+    leaf_axes = {k: v for k, v in axes.items() if k not in group_axes}
     for groups in _combinations(group_axes):
         cfg = compose(groups + plain)
         current: list[str] = []

@@ -8,9 +8,9 @@ import pytest
 
 import plan as plan_command
 from smallbatch.config import Norm
-from smallbatch.grid import price
-from smallbatch.grid.expand import expand
-from smallbatch.grid.price import Prices, expected_share, words
+from smallbatch.grids import price
+from smallbatch.grids.expand import expand
+from smallbatch.grids.price import Prices, expected_share, words
 from smallbatch.store import Ended, write_result
 from smallbatch.training import speed
 from smallbatch.training.speed import Rate

@@ -87,7 +87,7 @@ def read(path: Path) -> Record | None:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         run = Run.from_dict(config)
         text = (path / "epochs.csv").read_text(encoding="utf-8")
-        rows = _parse_rows(text)
+        rows = [_row(row) for row in csv.DictReader(io.StringIO(text))]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedRun(f"{path}: unreadable ({type(error).__name__}: {error})") from None
     if seal != _seal(config, text, result):
@@ -147,8 +147,10 @@ def export(records: list[Record]) -> str:
     """One JSON line a run, in the order of their keys: config, result and epoch rows by column."""
     lines = []
     for record in sorted(records, key=lambda r: r.run.key):
-        names = record.rows[0] if record.rows else ()
-        columns = {name: [_json_float(row[name]) for row in record.rows] for name in names}
+        columns: dict[str, list[float | str]] = defaultdict(list)
+        for row in record.rows:
+            for name, value in row.items():
+                columns[name].append(value if math.isfinite(value) else str(value))  # JSON has no nan and inf
         entry = {"key": record.run.key, "config": record.run.to_dict(), "result": record.result, "epochs": columns}
         lines.append(json.dumps(entry, ensure_ascii=False, allow_nan=False))
     return "".join(line + "\n" for line in lines)
@@ -161,8 +163,8 @@ def parse_export(text: str) -> list[Record]:
         try:
             entry = json.loads(line)
             run = Run.from_dict(entry["config"])
-            names, columns = list(entry["epochs"]), list(entry["epochs"].values())
-            rows = [dict(zip(names, map(_from_json, values), strict=True)) for values in zip(*columns, strict=True)]
+            columns = entry["epochs"]
+            rows = [_row(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
             record = Record(run, rows, entry["result"])
             if run.key != entry["key"] or record.result["status"] not in (*ENDED, "failed"):
                 raise ValueError(f"the config does not give the key {entry['key']}, or the status is unknown")
@@ -240,17 +242,9 @@ def _rows_text(rows: list[Row]) -> str:
     return buffer.getvalue()
 
 
-def _parse_rows(text: str) -> list[Row]:
-    rows = csv.DictReader(io.StringIO(text))
-    return [{name: int(v) if name in INTEGERS else float(v) for name, v in row.items()} for row in rows]
-
-
-def _json_float(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)  # JSON has no nan and inf
-
-
-def _from_json(value: float | str) -> float:
-    return float(value) if isinstance(value, str) else value
+def _row(values: dict[str, Any]) -> Row:
+    """A row as it was, from text or JSON."""
+    return {name: int(value) if name in INTEGERS else float(value) for name, value in values.items()}
 
 
 def summary(record: Record, store: Path, skipped: bool = False) -> str:
@@ -276,23 +270,18 @@ class Ended:
         self.records = records
         self.by_cell: dict[str, list[Record]] = defaultdict(list)
         self.by_setting: dict[str, list[Record]] = defaultdict(list)
+        # How many images a data set has, by its fingerprint, where a run used them all; else more than any.
+        self.full: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("train", "test"), sys.maxsize))
         for record in records.values():
             self.by_cell[cell(record.run)].append(record)
             self.by_setting[setting(record.run)].append(record)
+            data = record.run.data
+            for split in ("train", "test"):
+                if data[f"{split}_size"] is None:
+                    self.full[data["fingerprint"]][split] = record.result.get(f"{split}_images", sys.maxsize)
         seen = Counter((record.run.data["name"], record.run.data["fingerprint"]) for record in records.values())
         self.fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
         self.kinds = Counter(name for name, _ in seen)
-        self.full = {
-            name: {split: self._full(name, split) for split in ("train", "test")} for name in self.fingerprints
-        }
-
-    def _full(self, name: str, split: str) -> int:
-        """How many images a data set has, where a run used them all; else more than any."""
-        for record in self.records.values():
-            data = record.run.data
-            if data["fingerprint"] == self.fingerprints[name] and data[f"{split}_size"] is None:
-                return int(record.result.get(f"{split}_images", sys.maxsize))
-        return sys.maxsize
 
     def describe(self, data: dict[str, Any]) -> Description:
         """What the data of a config are, as the runs know it: no image is read, and none downloaded.
@@ -302,11 +291,10 @@ class Ended:
         """
         if ("path" in data and data["name"] not in PUBLISHED) or self._unsure(data):
             return describe(data)
-        full = self.full.get(data["name"], {"train": sys.maxsize, "test": sys.maxsize})
-        sizes = (data["train_size"] or full["train"], data["test_size"] or full["test"])
         fingerprint = self.fingerprints.get(data["name"], data["name"])
-        whole = (full["train"], full["test"])
-        return Description(data["name"], Path(), fingerprint, 0, *sizes, whole, preparation(data))
+        train, test = self.full[fingerprint].values()
+        sizes = (data["train_size"] or train, data["test_size"] or test)
+        return Description(data["name"], Path(), fingerprint, 0, *sizes, (train, test), preparation(data))
 
     def _unsure(self, data: dict[str, Any]) -> bool:
         """Whether the runs leave open which images a name means, and looking would download none."""

@@ -30,11 +30,9 @@ def binomial_error(accuracy: float, images: int) -> float:
 
 MOST_VALUES = 12  # of a column that an error names
 _TYPED = {"True": "true", "False": "false", "None": "null"}
+_OUTCOME = ("status", "score", "chance", "train_images", "test_images", "seconds")  # of result.json
 # Columns that are no settings: what a run is known by, and what came out.
-RESULTS = (
-    *("key", "setting", "protocol", "updates", "train_accuracy", "status", "score", "chance"),
-    *("train_images", "test_images", "seconds"),
-)
+RESULTS = ("key", "setting", "protocol", "updates", "train_accuracy", *_OUTCOME)
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
@@ -42,15 +40,14 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
 
     `setting` names everything but what sweeps vary: rows that share it belong in one figure.
     """
-    rows = [_row(record) for record in records]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame([_row(record) for record in records])
     if frame.empty:
         return frame
     return frame.sort_values(["setting", "batch_size", "base_lr", "seed"], ignore_index=True)
 
 
 def _row(record: Record) -> dict[str, Any]:
-    run, result = record.run, record.result
+    run = record.run
     row: dict[str, Any] = {"key": run.key, "setting": setting(run)}
     for group, values in run.to_dict().items():
         if isinstance(values, dict):
@@ -59,11 +56,9 @@ def _row(record: Record) -> dict[str, Any]:
         else:
             row[group] = values
     row["bn_batch_size"] = run.bn_batch_size or run.batch_size
-    row["updates"] = record.rows[-1]["updates"] if record.rows else 0
-    row["train_accuracy"] = record.rows[-1]["train_accuracy"] if record.rows else float("nan")
-    return row | {
-        name: result[name] for name in ("status", "score", "chance", "train_images", "test_images", "seconds")
-    }
+    last = record.rows[-1] if record.rows else {"updates": 0, "train_accuracy": np.nan}
+    row |= {name: last[name] for name in ("updates", "train_accuracy")}
+    return row | {name: record.result[name] for name in _OUTCOME}
 
 
 def keep(records: dict[str, Record], query: str | None) -> dict[str, Record]:
@@ -84,28 +79,23 @@ def select(frame: pd.DataFrame, wanted: dict[str, list[str]]) -> pd.DataFrame:
     Raises ConfigError for what is no setting of a run, or values that no run has.
     """
     for name, values in wanted.items():
-        settings = [column for column in frame.columns if column not in RESULTS]
         if name in RESULTS:
             raise ConfigError(f"{name}={','.join(values)}: is a result, no setting; choose by --where, as {name} > …")
-        if name not in settings:
-            hint = did_you_mean(name, settings)
-            raise ConfigError(
-                f"{name}: these runs have no such setting; {hint or 'they have ' + ', '.join(settings)}".strip()
-            )
+        if name not in frame:
+            settings = [column for column in frame.columns if column not in RESULTS]
+            hint = did_you_mean(name, settings).strip() or f"they have {', '.join(settings)}"
+            raise ConfigError(f"{name}: these runs have no such setting; {hint}")
         texts = [_TYPED.get(value, value.strip("'\"")) for value in values]
         if is_float_dtype(frame[name]) and "null" not in texts:
             chosen = frame[name].isin([parse_power(v) for v in texts])
         else:
             chosen = frame[name].map(_text).isin(texts)
         if not chosen.any():
-            there = ", ".join(sorted({_shown(name, value) for value in frame[name]})[:MOST_VALUES])
+            shown = frame[name].map(format_power if name == "base_lr" else _text)
+            there = ", ".join(sorted(set(shown))[:MOST_VALUES])
             raise ConfigError(f"{name}={','.join(values)}: no run has that; there is {there}")
         frame = frame[chosen]
     return frame
-
-
-def _shown(name: str, value: Any) -> str:
-    return format_power(value) if name == "base_lr" else _text(value)
 
 
 def _text(value: Any) -> str:
@@ -120,12 +110,8 @@ def _text(value: Any) -> str:
 def differences(frame: pd.DataFrame) -> str:
     """What tells the settings in a table apart, as `epochs=3,12 model=alexnet,resnet8`."""
     skip = {*RESULTS, *VARIED} - {"train_images", "test_images"}
-    parts = []
-    for name in frame.columns:
-        values = frame[name].map(_text).unique()
-        if name not in skip and len(values) > 1:
-            parts.append(f"{name}={','.join(sorted(values))}")
-    return " ".join(parts)
+    values = {name: sorted(set(frame[name].map(_text))) for name in frame.columns if name not in skip}
+    return " ".join(f"{name}={','.join(texts)}" for name, texts in values.items() if len(texts) > 1)
 
 
 def listing(frame: pd.DataFrame) -> pd.DataFrame:

@@ -29,12 +29,7 @@ FILES = {
     config.Trainer: ["trainer/default"],
     config.Machine: ["machine/default"],
 }
-OF_THEIR_OWN = {
-    "data/digits16",
-    "data/imagenet",
-    "model/resnet50",
-    "stop/none",
-}  # say what differs from the file they begin with
+OF_THEIR_OWN = {"data/digits16", "data/imagenet", "model/resnet50", "stop/none"}  # say what differs, or nothing
 ELSEWHERE = {
     *("model", "data", "norm", "optimizer", "schedule", "loss", "stop", "figure", "scale"),
     *("machine", "trainer", "callbacks", "logger", "grid_point"),

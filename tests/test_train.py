@@ -267,6 +267,14 @@ BAD = {
     "-m batch_size=1000,100000": "no point of this grid can be trained",
     "-m figure=nosuch": "fig01",
     "batch_size=[2": "batch_size=[2: cannot be read",
+    "+callbackz=x": "there is no setting callbackz; did you mean callbacks?",
+    "+machine.thread=2": "there is no setting machine.thread; did you mean machine.threads?",
+    "+trainer.max_epochs=3": "trainer.max_epochs: use epochs",
+    "+logger.foo=3": "logger.foo: logger=none has nothing to set",
+    "stop=null": "choose one of its files, such as stop=none",
+    "seed=${oc.env:NO_SUCH_VARIABLE}": "seed: KeyError raised while resolving interpolation",
+    "-m +callbackz=x,y": "there is no setting callbackz; did you mean callbacks?",
+    "-m weight_decay=interval(0,1)": "a grid takes neither globs nor intervals; list the values",
     "-m hydra/launcher=loca batch_size=2": "did you mean local?",
 }
 

@@ -178,7 +178,7 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP or not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: is no list of values, which a grid takes; list them")
+        raise ConfigError(f"{override.input_line}: a grid takes neither globs nor intervals; list the values")
     return [str(value) for value in override.sweep_string_iterator()]
 
 

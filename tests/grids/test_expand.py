@@ -45,6 +45,13 @@ def test_groups_multiply_like_values_and_bring_their_own_settings(grid):
     assert set(seen) == expected
 
 
+def test_every_group_is_an_axis_and_so_are_new_arguments_of_one_s_own_network(grid):
+    found = values(grid("stop=none,early_stopping", "loss=cross_entropy", "callbacks=[lr_monitor]"), "stop")
+    assert [stop and stop["patience"] for (stop,) in found] == [None, 5]
+    own = "model._target_=smallbatch.models.resnet.ResNet"
+    assert [model["depth"] for (model,) in values(grid(own, "+model.depth=8,14"), "model")] == [8, 14]
+
+
 def test_ranges_and_lists_as_values_are_axes(grid):
     assert values(grid("seed=range(0,3)"), "seed") == [(0,), (1,), (2,)]
     drops = [p.run.schedule.drops for p in grid("schedule.drops=[0.25,0.5,0.75],[0.9],[]").points]

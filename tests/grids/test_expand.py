@@ -166,7 +166,7 @@ def test_a_scale_without_a_figure_is_refused(grid):
 
 
 def test_a_glob_is_refused(grid):
-    with pytest.raises(ConfigError, match="a grid takes; list them"):
+    with pytest.raises(ConfigError, match="neither globs nor intervals; list the values"):
         grid("model=glob(*)")
 
 

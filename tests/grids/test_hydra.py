@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra.version
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+from packaging.version import Version
 
 from smallbatch import store
 
@@ -48,6 +51,16 @@ hydra:
     params: {batch_size: "8,16"}
 """
 TINY = "{_target_: smallbatch.models.resnet.ResNet, name: tiny, depth: 8}"
+
+
+@pytest.fixture(autouse=True)
+def _hydra_of_its_own(monkeypatch):
+    """What other tests composed left a Hydra that is open, of a version base that Hydra's own tests do not expect."""
+    GlobalHydra.instance().clear()
+    if hasattr(hydra.version, "VersionBase"):  # 1.4 has none
+        monkeypatch.setattr(hydra.version.VersionBase.instance(), "version_base", Version("1.1"))
+    yield
+    GlobalHydra.instance().clear()
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("local", [])])

@@ -166,7 +166,7 @@ def test_a_scale_without_a_figure_is_refused(grid):
 
 
 def test_a_glob_is_refused(grid):
-    with pytest.raises(ConfigError, match="list the values"):
+    with pytest.raises(ConfigError, match="neither globs nor intervals; list the values"):
         grid("model=glob(*)")
 
 

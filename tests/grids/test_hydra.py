@@ -47,7 +47,6 @@ EXPERIMENT = """
 # @package _global_
 defaults:
   - override /model: tiny
-seed: 3
 hydra:
   sweeper:
     params: {batch_size: "8,16"}
@@ -105,21 +104,14 @@ def train(root, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("launcher", ["basic", "local"])
-def test_hydras_own_sweeper_trains_every_point(train, launcher):
-    words = ["batch_size=8,16", "hydra/sweeper=basic", f"hydra/launcher={launcher}"]
-    code, output, errors, records = train("-m", *words)
-    assert (code, errors) == (0, "")
-    assert [record.run.batch_size for record in records] == [8, 16]
-    assert output.count(": finished, score") == 2
-
-
-def test_a_point_that_another_sweeper_cannot_train_stops_no_other_and_fails_the_sweep(train):
-    words = ["norm=batch", "bn_batch_size=3,4", "batch_size=8", "hydra/sweeper=basic"]
-    code, _, errors, records = train("-m", *words)
+def test_of_hydras_own_sweeper_a_point_that_cannot_be_trained_stops_no_other_and_fails_it(train):
+    code, output, errors, records = train(
+        "-m", "norm=batch", "bn_batch_size=3,4", "batch_size=8,16", "hydra/sweeper=basic"
+    )
     assert code == 1
     assert errors.splitlines()[-1].startswith("error: bn_batch_size=3 does not divide batch_size=8")
-    assert [record.run.bn_batch_size for record in records] == [4]
+    assert [(record.run.batch_size, record.run.bn_batch_size) for record in records] == [(8, 4), (16, 4)]
+    assert output.count(": finished, score") == 2
 
 
 def test_a_sweeper_that_optimises_gets_the_scores_even_of_one_run_twice_at_a_time(train):
@@ -131,41 +123,20 @@ def test_a_sweeper_that_optimises_gets_the_scores_even_of_one_run_twice_at_a_tim
     assert [(record.run.batch_size, record.run.seed) for record in records] == [(8, 4), (16, 4)]
 
 
-def test_a_grid_takes_interpolations_and_resolvers_as_a_run_does(train, tmp_path):
-    words = [
+def test_a_grid_takes_what_a_run_takes_a_folder_of_configs_interpolations_resolvers_and_jobs_of_their_own_folder(
+    train, root, tmp_path
+):
+    """And the sweep of an experiment's file."""
+    words = ["+experiment=mine", "hydra/launcher=local", "hydra.job.chdir=true", "hydra.sweep.dir=job"]
+    words += [
         "seed=${oc.env:SEED}",
         "weight_decay=${twice:0.25}",
-        "store=out/${now:%Y-%f}/runs",
+        "store=${now:%Y-%f}/runs",
         "wandb.group=${hydra:job.name}",
     ]
-    code, _, errors, records = train("-m", *words, "batch_size=8,16", "hydra/launcher=local")
+    code, _, errors, records = train("--config-dir", f"{root}/conf", "-m", *words)
     assert (code, errors) == (0, "")
-    assert [(record.run.batch_size, record.run.seed, record.run.weight_decay) for record in records] == [
-        (8, 5, 0.5),
-        (16, 5, 0.5),
-    ]
-    assert len(list(tmp_path.glob("out/*/runs"))) == 1
-
-
-def test_what_each_process_would_read_otherwise_is_refused_before_it_trains(train):
-    code, _, errors, records = train("-m", "batch_size=8,16", "seed=${now:%f}")
-    assert code == 1
-    assert errors.startswith("error: a setting written as ${…} has another value in each process")
-    assert not records
-
-
-def test_a_folder_of_one_s_own_configs_with_an_experiment_and_its_sweep(train, root):
-    code, _, errors, records = train("--config-dir", f"{root}/conf", "-m", "+experiment=mine", "hydra/launcher=local")
-    assert (code, errors) == (0, "")
-    assert [(r.run.model["name"], r.run.batch_size, r.run.seed) for r in records] == [("tiny", 8, 3), ("tiny", 16, 3)]
-
-
-@pytest.mark.parametrize(
-    ("words", "sizes"), [(["batch_size=8"], [8]), (["-m", "batch_size=8,16", "hydra/launcher=local"], [8, 16])]
-)
-def test_a_job_s_own_folder_moves_no_store(train, tmp_path, words, sizes):
-    code, _, errors, records = train(*words, "hydra.job.chdir=true", "hydra.run.dir=job", "hydra.sweep.dir=job")
-    assert (code, errors) == (0, "")
-    assert [record.run.batch_size for record in records] == sizes
-    assert len(list((tmp_path / "outputs" / "runs").glob("*/result.json"))) == len(sizes)
+    found = [(r.run.model["name"], r.run.batch_size, r.run.seed, r.run.weight_decay) for r in records]
+    assert found == [("tiny", 8, 5, 0.5), ("tiny", 16, 5, 0.5)]
+    assert len(list(tmp_path.glob("*/runs"))) == 1
     assert not list((tmp_path / "job").iterdir())

@@ -229,6 +229,13 @@ def test_a_launcher_that_gets_nowhere_is_given_up(grid, capsys):
     assert [line[:14] for line in errors.splitlines()] == ["not trained: a"] * 2
 
 
+def test_what_each_process_would_read_otherwise_is_refused_before_it_trains(grid, tmp_path, capsys):
+    assert status(grid("seed=${now:%f}"), trained) == 1
+    why = "error: a setting written as ${…} has another value in each process: write the value itself"
+    assert capsys.readouterr().err.startswith(f"{why}\nnot trained: ")
+    assert not list((tmp_path / "runs").glob("*/config.json"))
+
+
 # --- reading and telling
 
 

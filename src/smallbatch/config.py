@@ -335,8 +335,10 @@ def is_trial(cfg: DictConfig) -> bool:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra, as `config_schema` and the group `schema`."""
+    """Make the schemas known to Hydra, as `config_schema` and the group `schema`, unless they are."""
     store = ConfigStore.instance()
+    if "config_schema.yaml" in store.repo:
+        return
     config = OmegaConf.structured(Config)
     for name in ("norm", "schedule"):
         OmegaConf.set_readonly(config[name], None)  # a run's are frozen, but a config's can be set

@@ -72,7 +72,7 @@ def test_outputs_and_gradients_equal_a_loop_over_groups(b, groups, shape, channe
 @pytest.mark.parametrize("b", [2, 4, 8, 16])
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 def test_running_statistics_are_the_corrected_moving_average_written_in_floats(shape, b, as_on_gpu):
-    """Per group r ← (1 − α) r + α s; divided by 1 − exp(−seen / memory) when used."""
+    """Per group r ← (1 − α) r + α s from zero; divided by 1 − exp(−images seen / memory), as Adam corrects."""
     memory, m, steps, channel = 40, 16, 3, shape[0] - 1
     norm = layer(shape[0], b, memory, as_on_gpu)
     alpha, seen = 1 - math.exp(-b / memory), 0
@@ -86,9 +86,10 @@ def test_running_statistics_are_the_corrected_moving_average_written_in_floats(s
             unbiased = math.fsum((v - mu) ** 2 for v in values) / (len(values) - 1)
             mean, var = (1 - alpha) * mean + alpha * mu, (1 - alpha) * var + alpha * unbiased
             seen += b
-    assert norm.running_mean[channel].item() == pytest.approx(mean, rel=1e-12)
-    assert norm.running_var[channel].item() == pytest.approx(var, rel=1e-12)
-    correction = 1 - math.exp(-seen / memory)
+        correction = 1 - math.exp(-seen / memory)
+        assert norm.running_mean[channel].item() == pytest.approx(mean / correction, rel=1e-12)
+        assert norm.running_var[channel].item() == pytest.approx(var / correction, rel=1e-12)
+    assert norm.num_batches_tracked == steps * m / b
     x = batch(3, shape, seed=99)
     gamma, beta = norm.weight[channel].item(), norm.bias[channel].item()
     expected = gamma * (x[:, channel] - mean / correction) / math.sqrt(var / correction + norm.eps) + beta
@@ -98,28 +99,31 @@ def test_running_statistics_are_the_corrected_moving_average_written_in_floats(s
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("m", [2, 7])
 def test_one_group_equals_torch_batch_norm_bit_for_bit(shape, m):
-    """Outputs, gradients and, at equal α and from equal zeros, raw running statistics."""
+    """Outputs and gradients; running statistics where torch's momentum is the newest group's weight."""
     ours = layer(shape[0], m)
-    theirs = (nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d)(shape[0], eps=1e-5, momentum=ours.alpha).double()
-    theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias}, strict=False)
-    theirs.running_var.zero_()
+    theirs = (nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d)(shape[0], eps=1e-5).double()
+    theirs.load_state_dict(ours.state_dict())
     for step in range(3):
         x = batch(m, shape, seed=step)
+        theirs.momentum = math.expm1(-m / 1280) / math.expm1(-(step + 1) * m / 1280)
         for a, b in zip(gradients(ours, ours, x), gradients(theirs, theirs, x), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
-        torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=0, atol=0)
-        torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=0, atol=0)
+        for name, value in ours.named_buffers():
+            torch.testing.assert_close(value, theirs.get_buffer(name), rtol=1e-15, atol=1e-15)
+    for one in (ours, theirs):
+        one.eval()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("b", [1, 2, 4, 8, 16])
 def test_images_weigh_and_fade_the_same_whatever_the_bn_batch(b):
-    """16 images of mean 1, then n of mean 0: the average remembers (1 − exp(−16/memory)) exp(−n/memory)."""
+    """16 images of mean 1, then n of mean 0: remembered is (1 − exp(−16/memory)) exp(−n/memory) of what there was."""
     memory, channels = 100, 2
     norm = GhostBatchNorm(channels, b, memory=memory).double()
     norm(torch.ones(16, channels, 2, 2, dtype=torch.float64))
     for n in range(16, 81, 16):
         norm(torch.zeros(16, channels, 2, 2, dtype=torch.float64))
-        expected = (1 - math.exp(-16 / memory)) * math.exp(-n / memory)
+        expected = (1 - math.exp(-16 / memory)) * math.exp(-n / memory) / (1 - math.exp(-(16 + n) / memory))
         assert norm.running_mean.tolist() == pytest.approx([expected] * channels, rel=1e-12)
 
 
@@ -140,16 +144,17 @@ def test_a_batch_that_groups_do_not_divide_is_refused(m, b):
     norm = layer(5, b)
     with pytest.raises(ConfigError, match=f"batch of {m} .* bn_batch_size={b}"):
         norm(batch(m, (5,)))
-    assert norm.images_seen == 0
+    assert norm.num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 1, 1)])
 @pytest.mark.parametrize("m", [1, 4])
 def test_one_value_per_channel_is_refused(shape, m):
     norm = layer(5, 1)
-    with pytest.raises(ConfigError, match="one value per channel"):
-        norm(batch(m, shape))
-    assert norm.images_seen == 0
+    for kind in (ConfigError, ValueError):
+        with pytest.raises(kind, match="more than 1 value per channel when training, got input size"):
+            norm(batch(m, shape))
+    assert norm.num_batches_tracked == 0
 
 
 def trained(shape: tuple[int, ...], b: int = 4) -> GhostBatchNorm:
@@ -175,7 +180,7 @@ def test_evaluation_does_not_depend_on_bn_batch_size_and_changes_no_state(shape)
     for b in (1, 2, 3, 64):
         norm.bn_batch_size = b
         torch.testing.assert_close(norm(x), expected, rtol=0, atol=0)
-    assert norm.images_seen == 8
+    assert norm.num_batches_tracked == 2
     assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
 
 
@@ -185,13 +190,13 @@ def test_untrained_evaluation_is_the_affine_map_of_the_parameters():
 
 
 def test_a_saved_state_continues_as_if_never_saved():
-    """Through torch.save and load with weights_only=True; images_seen travels along."""
+    """Through torch.save and load with weights_only=True."""
     norm, copy = trained((5, 3, 2)).train(), layer(5, 4)
     file = io.BytesIO()
     torch.save(norm.state_dict(), file)
     file.seek(0)
     copy.load_state_dict(torch.load(file, weights_only=True))
-    assert copy.images_seen == norm.images_seen == 8
+    assert copy.num_batches_tracked == norm.num_batches_tracked == 2
     for one in (norm, copy):
         one(batch(8, (5, 3, 2), seed=5))
         one.eval()

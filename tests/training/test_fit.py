@@ -198,13 +198,20 @@ def test_a_resumed_run_goes_on_at_its_last_whole_epoch(config, tmp_path):
     assert (path / "epochs.csv").read_text().startswith(before)  # the seconds too: these epochs were not run again
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "of another run"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "of another run", "of an old form"])
 def test_an_unusable_checkpoint_is_reported_and_the_run_starts_again(config, tmp_path, uninterrupted, damage):
     run, cfg = config(tmp_path, *GHOST)
     finish(run, cfg, death=("epochs.csv", 3, "placed"))
     checkpoint = store.folder(tmp_path, run) / store.CHECKPOINT
     if damage == "of another run":
         torch.save({"smallbatch": {"key": "0" * 16}}, checkpoint)
+    elif damage == "of an old form":  # ghost batch norm once kept its count beside the tensors
+        state = torch.load(checkpoint, weights_only=True)
+        counts = [name for name in state["state_dict"] if name.endswith("num_batches_tracked")]
+        for name in counts:
+            del state["state_dict"][name]
+            state["state_dict"][name.replace("num_batches_tracked", "_extra_state")] = {"images_seen": 48}
+        torch.save(state, checkpoint)
     else:
         os.truncate(checkpoint, checkpoint.stat().st_size // 2 if damage == "truncated" else 0)
     assert finish(run, cfg) == 0

@@ -4,6 +4,7 @@ Ghost batch norm: an SGD batch of m images is normalised in m / bn_batch_size co
 by its own mean and variance (paper, section 4; Hoffer et al. 2017).
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from smallbatch.config import ConfigError, Norm
 
@@ -34,95 +37,128 @@ class Normalization(Norm):
         return GhostBatchNorm(features, self.bn_batch_size, self.eps, self.memory)
 
 
-class GhostBatchNorm(nn.Module):
-    """Batch normalisation over consecutive groups of `bn_batch_size` images; x is (m, C) or (m, C, H, W).
+class OneValue(ConfigError, ValueError):
+    """Batch norm over one value per channel, in torch's words."""
 
-    In training, y = γ (x − μ_g) / √(σ²_g + ε) + β with the (biased) statistics of each group g.
-    In evaluation, with running statistics: per group of b images r ← (1 − α) r + α s, where
-    α = 1 − exp(−b / memory) and s is the group's mean or unbiased variance, groups in order,
-    divided by 1 − exp(−images seen / memory), as Adam corrects its moments. So the memory is counted
-    in images whatever the BN batch, and evaluation never sees groups.
 
-    Raises ConfigError if m is no multiple of `bn_batch_size` or a group has one value per channel.
+class GhostBatchNorm(_BatchNorm):
+    """Batch normalisation over consecutive groups of `bn_batch_size` images; all else is torch's batch norm.
+
+    x is (m, C) or (m, C, …). In training, y = γ (x − μ_g) / √(σ²_g + ε) + β with the (biased) statistics of each
+    group g. In evaluation, with running statistics: the average of all groups' means and unbiased variances, in
+    which an image fades by exp(−1 / memory) with each one that follows. So the memory is counted in images
+    whatever the BN batch, and evaluation never sees groups. Of k groups, which `num_batches_tracked` counts, the
+    newest weighs α / (1 − (1 − α)^k), with α = `momentum` = 1 − exp(−b / memory), or 1 / k if `momentum` is None.
+
+    `settings` are torch's, as `affine` or `device`. Raises ConfigError if m is no multiple of `bn_batch_size` or
+    a group has one value per channel.
 
     >>> x = torch.tensor([[1.0], [3.0], [10.0], [30.0]])  # two groups of two, each normalised by itself
     >>> GhostBatchNorm(1, bn_batch_size=2)(x).flatten().round(decimals=3).tolist()
     [-1.0, 1.0, -1.0, 1.0]
     """
 
-    running_mean: Tensor
-    running_var: Tensor
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
 
-    def __init__(self, features: int, bn_batch_size: int, eps: float = 1e-5, memory: int = 1280) -> None:
-        super().__init__()
-        self.bn_batch_size, self.eps, self.memory = bn_batch_size, eps, memory
-        self.alpha = -math.expm1(-bn_batch_size / memory)
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features))
-        # Both start at zero: the correction above makes any other start a bias.
-        self.register_buffer("running_mean", torch.zeros(features))
-        self.register_buffer("running_var", torch.zeros(features))
-        self.images_seen: float = 0
+    def __init__(
+        self, num_features: int, bn_batch_size: int, eps: float = 1e-5, memory: int = 1280, **settings: Any
+    ) -> None:
+        super().__init__(num_features, eps, -math.expm1(-bn_batch_size / memory), **settings)
+        self.bn_batch_size, self.memory = bn_batch_size, memory
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):  # torch.fx keeps this layer whole, as it keeps torch's own
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         if not self.training:
-            return self._evaluate(x)
+            return super().forward(x)
+        self._check_input_dim(x)
         m, b = x.shape[0], self.bn_batch_size
         if m % b:
             raise ConfigError(f"a batch of {m} cannot be normalised in groups of bn_batch_size={b}")
-        if b * math.prod(x.shape[2:]) == 1:
-            raise ConfigError("batch norm over one value per channel has no variance; use a larger bn_batch_size")
-        self.images_seen += m
-        if m == b:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.alpha, self.eps
-            )
-        # Momentum 1 leaves each group's own mean and unbiased variance in these.
-        mean, var = self.running_mean.new_zeros(2, m // b, len(self.weight))
+        if b == 1 and m and math.prod(x.shape[2:]) == 1:
+            words = f"Expected more than 1 value per channel when training, got input size {x.shape}"
+            raise OneValue(f"{words}; use a larger bn_batch_size")
+        if not m:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        count = self._count(m // b) if self.track_running_stats else None
         # A CPU's calls are cheap and its copies dear: one by one takes a third of the time there.
-        y = self._one_by_one(x, mean, var) if x.device.type == "cpu" else self._at_once(x, mean, var)
-        self._remember(mean, var)
-        return y
+        at_once = isinstance(count, Tensor) or (m > b and x.device.type != "cpu")
+        return self._at_once(x, count) if at_once else self._one_by_one(x, count)
 
-    def _one_by_one(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """A call a group; its statistics are left in mean and var, (groups, C)."""
-        parts = zip(x.split(self.bn_batch_size), mean, var, strict=True)
-        return torch.cat([F.batch_norm(p, s, v, self.weight, self.bias, True, 1.0, self.eps) for p, s, v in parts])
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected (m, C) or (m, C, …), got {input.dim()}D input")
 
-    def _at_once(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    def _count(self, groups: int) -> Any:
+        """Count `groups` more: how many there are now, as a number where that needs no wait for a device."""
+        count: Tensor = self.num_batches_tracked.add_(groups)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(count) is not Tensor
+        return count if traced or count.device.type != "cpu" else int(count)
+
+    def _share(self, groups: int, count: Any) -> Any:
+        """What the newest `groups` of `count`, a number or a tensor, weigh together."""
+        if self.momentum is None:
+            return groups / count
+        if not 0 < self.momentum < 1:  # as for torch, 0 remembers nothing new and 1 nothing else
+            return self.momentum
+        expm1: Any = torch.expm1 if isinstance(count, Tensor) else math.expm1
+        rate = math.log1p(-self.momentum)
+        return math.expm1(groups * rate) / expm1(count * rate)
+
+    def _one_by_one(self, x: Tensor, count: int | None) -> Tensor:
+        """A call a group, which folds its statistics into the running ones; `count` groups with these."""
+        parts = x.split(self.bn_batch_size) if len(x) > self.bn_batch_size else (x,)
+        mean, var, weight, bias = None, None, self.weight, self.bias
+        shares = [0.0] * len(parts)
+        if count is not None:
+            mean, var = self.running_mean, self.running_var
+            shares = [self._share(1, k) for k in range(count - len(parts) + 1, count + 1)]
+        y = [F.batch_norm(p, mean, var, weight, bias, True, s, self.eps) for p, s in zip(parts, shares, strict=True)]
+        return y[0] if len(y) == 1 else torch.cat(y)
+
+    def _at_once(self, x: Tensor, count: Any) -> Tensor:
         """The same in one call: group g's channel c becomes channel g·C + c of a batch of b."""
-        (groups, features), b = mean.shape, self.bn_batch_size
+        b, features = self.bn_batch_size, x.shape[1]
+        groups = len(x) // b
         wide = x.unflatten(0, (groups, b)).transpose(0, 1).reshape(b, groups * features, *x.shape[2:])
-        scale, shift = self.weight.repeat(groups), self.bias.repeat(groups)
-        y = F.batch_norm(wide, mean.view(-1), var.view(-1), scale, shift, True, 1.0, self.eps)
+        scale, shift = (None if p is None else p.repeat(groups) for p in (self.weight, self.bias))
+        # Momentum 1 leaves each group's own mean and unbiased variance in these.
+        kept: Any = (None, None) if count is None else self.running_mean.new_zeros(2, groups * features)
+        mean, var = kept
+        y = F.batch_norm(wide, mean, var, scale, shift, True, 1.0, self.eps)
+        if count is not None:
+            self._fold(mean.view(groups, features), var.view(groups, features), count)
         return y.view(b, groups, features, *x.shape[2:]).transpose(0, 1).reshape(x.shape)
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, var: Tensor) -> None:
+    def _fold(self, mean: Tensor, var: Tensor, count: Any) -> None:
         """Fold the statistics (groups, C) into the running ones, in order, as one weighted sum."""
         groups = len(mean)
+        share = self._share(groups, count.to(mean.dtype) if isinstance(count, Tensor) else count)
         ages = torch.arange(groups - 1, -1, -1, device=mean.device, dtype=mean.dtype)
-        weights = self.alpha * (1 - self.alpha) ** ages
-        keep = (1 - self.alpha) ** groups
-        self.running_mean.mul_(keep).add_(weights @ mean)
-        self.running_var.mul_(keep).add_(weights @ var)
-
-    def _evaluate(self, x: Tensor) -> Tensor:
-        if not self.images_seen:
-            mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
-        else:
-            correction = -math.expm1(-self.images_seen / self.memory)
-            mean, var = self.running_mean / correction, self.running_var / correction
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-
-    def get_extra_state(self) -> dict[str, float]:
-        return {"images_seen": self.images_seen}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.images_seen = int(state["images_seen"])
+        weights = (1 - (self.momentum or 0.0)) ** ages
+        weights /= weights.sum()
+        self.running_mean.lerp_(weights @ mean, share)
+        self.running_var.lerp_(weights @ var, share)
 
     def extra_repr(self) -> str:
-        return f"{len(self.weight)}, bn_batch_size={self.bn_batch_size}, memory={self.memory}"
+        return f"{super().extra_repr()}, bn_batch_size={self.bn_batch_size}, memory={self.memory}"
+
+
+class GhostBatchNorm1d(GhostBatchNorm, nn.BatchNorm1d):
+    """`GhostBatchNorm` that takes what torch's takes: (m, C) or (m, C, L)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        nn.BatchNorm1d._check_input_dim(self, input)
+
+
+class GhostBatchNorm2d(GhostBatchNorm, nn.BatchNorm2d):
+    """`GhostBatchNorm` that takes what torch's takes: (m, C, H, W)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        nn.BatchNorm2d._check_input_dim(self, input)
 
 
 @contextmanager
@@ -133,29 +169,24 @@ def precise_statistics(network: nn.Module, batches: Iterable[Tensor]) -> Iterato
     the network is in training mode meanwhile, so nothing is drawn; afterwards all is as it was, bit for bit.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, GhostBatchNorm)]
-    names = ("running_mean", "running_var", "bn_batch_size", "alpha", "images_seen")
-    kept = [{name: getattr(layer, name) for name in names} for layer in layers]
-    modes = [(module, module.training) for module in network.modules()]
+    kept = [(vars(module), vars(module).copy()) for module in network.modules()]
     try:
         network.eval()
         for layer in layers:
-            layer.running_mean, layer.running_var = (torch.zeros_like(layer.running_mean) for _ in range(2))
+            layer._buffers = copy.deepcopy(layer._buffers)
+            layer.reset_running_stats()
+            layer.momentum = None
             layer.train()
         with torch.no_grad():
-            for number, batch in enumerate(batches, 1):
+            for batch in batches:
                 for layer in layers:
-                    layer.bn_batch_size, layer.alpha = len(batch), 1 / number
+                    layer.bn_batch_size = len(batch)
                 network(batch)
-        for layer in layers:
-            layer.eval()
-            layer.images_seen = math.inf  # a plain mean needs no correction
+        network.eval()
         yield
     finally:
-        for layer, before in zip(layers, kept, strict=True):
-            for name, value in before.items():
-                setattr(layer, name, value)
-        for module, mode in modes:
-            module.training = mode
+        for attributes, before in kept:
+            attributes.update(before)
 
 
 def initialise(network: nn.Module) -> None:

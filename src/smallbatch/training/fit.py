@@ -130,16 +130,19 @@ def save_weights(module: SmallBatch, path: Path) -> None:
         module.trainer.save_checkpoint(temporary, weights_only=True)
 
 
-def usable_checkpoint(path: Path, run: Run, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint in a run folder if it can be read whole and is this run's; a broken one is said and removed."""
+def usable_checkpoint(path: Path, module: SmallBatch, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint in a run folder if it can be read whole and fits the module; another is said and removed."""
     file = path / store.CHECKPOINT
     if not file.exists():
         return None
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        if state["smallbatch"]["key"] == run.key:
+        if state["smallbatch"]["key"] != module.run.key:
+            say(f"{file}: is of another run; starting from the first epoch")
+        elif state["state_dict"].keys() != module.state_dict().keys():
+            say(f"{file}: is of a network with other layers; starting from the first epoch")
+        else:
             return file
-        say(f"{file}: is of another run; starting from the first epoch")
     except Exception as error:  # torch raises many kinds for a damaged file
         say(f"{file}: cannot be read ({type(error).__name__}); starting from the first epoch")
     file.unlink()

@@ -57,7 +57,6 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
         if record := store.kept(path, cfg, lambda line: None):  # it may have ended just now
             return record, True
         store.begin(path, run, afresh=bool(cfg.overwrite))
-        checkpoint = fit.usable_checkpoint(path, run, say)
 
         # Lightning trains. After each epoch the checkpoint and the rows are saved, and W&B gets the rows.
         with live.followed(run, path, cfg, say) as follow:
@@ -65,7 +64,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
             module, error = None, ""
             try:
                 module = SmallBatch(run, *images.sizes)
-                fit.fit(module, images, checkpoint, **settings)
+                fit.fit(module, images, fit.usable_checkpoint(path, module, say), **settings)
                 if not is_trial(cfg):
                     fit.check_ended(module)
             except Exception as caught:  # a user's network may raise what it likes: its run has failed, that is all

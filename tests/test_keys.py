@@ -34,11 +34,11 @@ FIGURES = {
 }
 SINGLE = {
     "8b7a8d626626a083": "batch_size=8 base_lr=1/512 norm=batch bn_batch_size=4 optimizer=momentum schedule=cosine "
-    "schedule.warmup=0.05 precision=64-true seed=3",
+    "schedule.warmup=0.05 precision=64-true seed=3 epochs=10",
     "81440389c204c6d8": "model=torchvision model.network=resnet18 data=imagenet data.side=64 norm=group "
     "optimizer=adamw batch_size=8 base_lr=1/512",
     "f1176c41f2948a35": "batch_size=8 base_lr=1/512 norm=batch norm.layers=conv norm.memory=640 norm.eps=1e-3 "
-    "schedule=constant weight_decay=0 data.train_size=100 data.test_size=50",
+    "schedule=constant weight_decay=0 data.train_size=100 data.test_size=50 epochs=10",
 }
 
 

@@ -1,6 +1,7 @@
 """Hydra's door to the grid: `hydra/sweeper=grid`. Light, since Hydra imports it at every start."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -31,13 +32,19 @@ class GridSweeper(Sweeper):
 
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…} in settings
         use_config(self.cfg.hydra.job.config_name)
-        sweep([*(f"{key}={value}" for key, value in self.params.items()), *arguments], self._launch, self.cfg)
+        sweep([*(f"{key}={value}" for key, value in self.params.items()), *arguments], self._launch, self.cfg, _draw)
 
     def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
         """Raises what a job raised."""
         first, self.launched = self.launched, self.launched + len(jobs)
         for returned in self.launcher.launch(jobs, first):
             _ = returned.return_value
+
+
+def _draw(records: Any, folder: Path) -> Path:
+    from smallbatch.figures.draw import draw_grid  # matplotlib takes a second
+
+    return draw_grid(records, folder)
 
 
 ConfigStore.instance().store(

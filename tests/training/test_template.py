@@ -84,7 +84,10 @@ def test_what_cannot_be_is_one_line_before_anything_is_written(now, tmp_path, wo
         now(*words, **groups)
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
-    assert not (tmp_path / "runs").exists()
+    for file in (tmp_path / "runs").rglob("*.txt"):  # what was raised is kept, and nothing else is
+        assert str(file) in str(refused.value)
+        assert file.read_text().startswith("Traceback")
+        assert "own_network.py" in file.read_text() or "torch" in file.read_text()
 
 
 def test_early_stopping_is_part_of_the_run_and_a_callback_that_stops_is_not(now):
@@ -168,7 +171,10 @@ def test_whatever_a_network_does_wrong_is_one_line_that_names_it(now, own, tmp_p
     assert "own_network.net " in str(refused.value)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert not (tmp_path / "runs").exists()
+    for file in (tmp_path / "runs").rglob("*.txt"):  # what was raised is kept, and nothing else is
+        assert str(file) in str(refused.value)
+        assert file.read_text().startswith("Traceback")
+        assert "own_network.py" in file.read_text() or "torch" in file.read_text()
 
 
 @pytest.mark.parametrize(

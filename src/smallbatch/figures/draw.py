@@ -1,6 +1,7 @@
 """The paper's figures, each in the paper's form, from the runs that are there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from textwrap import fill
 
 import numpy as np
@@ -13,7 +14,8 @@ from smallbatch.config import ConfigError
 from smallbatch.figures import panels
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.powers import format_power
-from smallbatch.table import least_reliable
+from smallbatch.store import Record
+from smallbatch.table import least_reliable, table
 
 
 def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
@@ -54,6 +56,14 @@ def sweep(frame: pd.DataFrame, title: str, note: str) -> Figure:
         right.tick_params(labelleft=False)
         panels.caption(figure, title, note + panels.chance_note(panels.cell_means(frame, ["batch_size", "base_lr"])))
     return figure
+
+
+def draw_grid(records: Iterable[Record], folder: Path) -> Path:
+    """Draw the runs of one setting as a sweep in `<folder>/figures/`, PNG and SVG; returns the PNG's path."""
+    frame = table(records)
+    first = frame.iloc[0]
+    stem = folder / "figures" / f"grid-{first['model']}-{first['data']}-{first['setting']}"
+    return panels.save(sweep(frame, "Sweep", f"{panels.describe(frame)}."), stem)[0]
 
 
 def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:

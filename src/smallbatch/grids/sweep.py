@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,8 +17,7 @@ from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
 from smallbatch.grids.price import Prices, words
 from smallbatch.grids.progress import Progress, Results, few, runs
-from smallbatch.powers import format_power
-from smallbatch.run import setting
+from smallbatch.grids.summary import Draw, sum_up
 from smallbatch.store import Ended
 from smallbatch.tracking.live import Place, settled
 
@@ -29,12 +27,15 @@ WORTH_MEASURING = 100_000  # images of 32×32: minutes on one core
 Launch = Callable[[Sequence[Sequence[str]]], Any]
 
 
-def sweep(arguments: list[str], launch: Launch, cfg: DictConfig) -> None:
-    """Train the missing points of a command line's grid. Exits 1 if one failed or has no result, 130 on Ctrl-C."""
+def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Draw | None = None) -> None:
+    """Train the missing points of a command line's grid, and have a grid of no figure drawn.
+
+    Exits 1 if a point failed or has no result, 130 on Ctrl-C.
+    """
     complete = True
     try:
         for stage in stages(arguments):
-            complete &= _train_stage(stage, launch, cfg)
+            complete &= _train_stage(stage, launch, cfg, draw)
     except TrainsNothing as note:
         print(note)
     except ConfigError as error:
@@ -43,7 +44,7 @@ def sweep(arguments: list[str], launch: Launch, cfg: DictConfig) -> None:
         sys.exit(1)
 
 
-def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig) -> bool:
+def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Draw | None) -> bool:
     """Train the missing points of one stage; whether every point is finished or diverged. Raises ConfigError."""
     folders = Path(cfg.store)
     grid = expand(arguments, rates=lambda *asked: _best_rates(folders)(*asked))
@@ -63,7 +64,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig) -> bool:
             _train_all(progress, launch, common, cfg.wait)
         except KeyboardInterrupt:
             interrupted = True
-    _sum_up(grid, results, before)
+    sum_up(grid, results, before, _named(arguments), draw)
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -89,7 +90,7 @@ def _without_refused(grid: Grid, results: Results) -> Grid:
         kind = str((run.model, run.norm, run.data, run.optimizer, run.weight_decay > 0, smallest))
         if kind not in verdicts:
             try:
-                trial(run, load(point.images))
+                trial(run, load(point.images), results.folders)
                 verdicts[kind] = ""
             except ConfigError as error:
                 verdicts[kind] = str(error)
@@ -168,43 +169,6 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
             fruitless = 0
 
 
-def _sum_up(grid: Grid, results: Results, before: set[str]) -> None:
-    """The scores as a table, then every point that failed or has no result; `before`: the keys that had one."""
-    counts: Counter[str] = Counter()
-    scores: dict[tuple[float, int], list[float]] = {}
-    failed, missing = [], []
-    for point in grid.points:
-        result, path = results.ended.get(point.run.key), results.folder(point)
-        if result is None:
-            counts["without a result"] += 1
-            holder = lock.holder(path)
-            missing.append(f"{f'in training by {holder}' if holder else 'not trained'}: {point.run.label}")
-        elif result["status"] == "failed":
-            counts["failed"] += 1
-            failed.append(f"failed: {point.run.label}: {result['error']} ({path})")
-        else:
-            counts["finished before" if point.run.key in before else result["status"]] += 1
-            scores.setdefault((point.run.base_lr, point.run.batch_size), []).append(result["score"])
-    if len({setting(point.run) for point in grid.points}) == 1:
-        _print_scores(scores)
-    elif grid.figures:
-        print("to see them: python src/figures.py")
-    print(", ".join(f"{n} {status}" for status, n in counts.items()))
-    for line in failed + few(missing, "without a result: "):
-        print(line, file=sys.stderr)
-
-
-def _print_scores(scores: dict[tuple[float, int], list[float]]) -> None:
-    if len(scores) < 2:
-        return
-    sizes = sorted({m for _, m in scores})
-    print("\nscore (mean over other axes)")
-    print(f"{'η̃':>7} " + " ".join(f"{f'm={m}':>7}" for m in sizes))
-    for rate in sorted({rate for rate, _ in scores}, reverse=True):
-        cells = [scores.get((rate, m)) for m in sizes]
-        print(f"{format_power(rate):>6} " + " ".join(f"{sum(c) / len(c):7.4f}" if c else " " * 7 for c in cells))
-
-
 GROUP_LENGTH = 128  # the longest that W&B takes
 # Of a command line: what is no axis, and what tells of this machine.
 _NOT_THE_GRID = ("data.path=", "data.root=", "logger=", "machine", "overwrite=", "progress=", "store=", "wandb.")
@@ -219,8 +183,13 @@ def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
         scale = next((word.partition("=")[2] for word in arguments if word.startswith("scale=")), "paper")
         name = f"{'-'.join(figure.name for figure in grid.figures)}-{scale}"
     else:
-        name = " ".join(word for word in arguments if not word.startswith(_NOT_THE_GRID))[:GROUP_LENGTH]
+        name = " ".join(_named(arguments))[:GROUP_LENGTH]
     return [f"wandb.mode={mode}", f"wandb.group={quoted(cfg.wandb.group or name)}"]
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """The words that say which grid it is."""
+    return [word for word in arguments if not word.startswith(_NOT_THE_GRID)]
 
 
 def quoted(word: str) -> str:

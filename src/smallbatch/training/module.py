@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from smallbatch.compose import accepted, check_call, locate
 from smallbatch.config import ConfigError, one_line
 from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import STATISTICS_GROUP, TestBlocks, TrainBlocks, statistics_batches
+from smallbatch.files import write_text
 from smallbatch.models import build
 from smallbatch.models.norm import precise_statistics
 from smallbatch.run import Run
@@ -299,11 +302,23 @@ class SmallBatch(pl.LightningModule):
         self.rows, self.updates = list(state["rows"]), state["updates"]
 
 
-def trial(run: Run, images: Images) -> None:
+def trial(run: Run, images: Images, store: Path | None = None) -> None:
     """One whole step on one or two images, to learn early what a network, loss or optimizer refuses.
 
-    Raises ConfigError that names the class; its cause is what was raised.
+    Raises ConfigError that names the class, and the file in the store that has the traceback of what was raised.
     """
+    try:
+        _step(run, images)
+    except ConfigError as error:
+        if store is None or error.__cause__ is None:
+            raise
+        file = store / ".refused" / f"{run.key}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, "".join(format_exception(error.__cause__)))
+        raise ConfigError(f"{error} ({file})") from error.__cause__
+
+
+def _step(run: Run, images: Images) -> None:
     m = min(run.bn_batch_size or run.batch_size, 2)
     height, width, channels = images.shape
     small = replace(run, batch_size=m, bn_batch_size=None)

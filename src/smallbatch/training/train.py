@@ -48,7 +48,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
 
     # The images, whether the network takes them, and what is asked of Lightning.
     images = load_images(cfg)
-    trial(run, images)
+    trial(run, images, folder)
     settings = fit.trainer_settings(cfg, run, path / store.LIGHTNING)
     live.require_login(cfg)
 

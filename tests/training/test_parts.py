@@ -218,8 +218,13 @@ class Squared(torch.nn.Module):
         return self.scale * ((logits.softmax(1) - F.one_hot(labels, 10)) ** 2).sum(1).mean()
 
 
-def test_a_loss_of_ones_own_is_part_of_the_run_and_is_what_is_trained_and_tested(parts):
-    run, module, data = parts(loss={"_target_": f"{__name__}.Squared", "scale": 0.5})
+def squared(logits, labels, scale=1.0):
+    return Squared(scale)(logits, labels)
+
+
+@pytest.mark.parametrize("name", ["Squared", "squared"])
+def test_a_loss_of_ones_own_is_part_of_the_run_and_is_what_is_trained_and_tested(parts, name):
+    run, module, data = parts(loss={"_target_": f"{__name__}.{name}", "scale": 0.5})
     plainly, *_ = parts()
     assert run.key != plainly.key
     assert replace(run, loss=plainly.loss).key == plainly.key

@@ -186,6 +186,7 @@ def test_whatever_a_network_does_wrong_is_one_line_that_names_it(now, own, tmp_p
         ("optimizer", {"_target_": "torch.optim.SGD", "foreach": True}, "optimizer: torch.optim.SGD: .*fused.*foreach"),
         ("loss", {"_target_": "torch.nn.MSELoss"}, "loss: torch.nn.MSELoss: "),
         ("loss", {"_target_": "torch.nn.CrossEntropyLoss", "smoothing": 1}, "loss: .*unexpected keyword"),
+        ("loss", {"_target_": "torch.nn.functional.mse_loss", "smoothing": 1}, "loss: .*unexpected keyword"),
     ],
 )
 def test_so_is_what_an_optimizer_or_a_loss_does_wrong(root, group, node, message):

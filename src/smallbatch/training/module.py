@@ -4,9 +4,10 @@ import copy
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -49,12 +50,18 @@ def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
         raise ConfigError(f"optimizer: {run.optimizer['_target_']}: {error}") from None
 
 
-def make_loss(run: Run) -> nn.Module:
-    """The run's loss: called with (logits, labels) it gives their mean, as cross-entropy, the default, does."""
+def make_loss(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
+    """The run's loss: called with (logits, labels) it gives their mean, as cross-entropy, the default, does.
+
+    A class is made with the settings; a function is called with them as well.
+    """
     target = locate(run.loss["_target_"], "loss")
     settings = {k: v for k, v in run.loss.items() if k not in ("_target_", "name")}
+    if not isinstance(target, type):
+        check_call(target, settings, "loss", ..., ...)
+        return partial(target, **settings)
     check_call(target, settings, "loss")
-    made: nn.Module = target(**settings)
+    made: Callable[[Tensor, Tensor], Tensor] = target(**settings)
     return made
 
 
@@ -102,9 +109,11 @@ class SmallBatch(pl.LightningModule):
         self.classes = classes
         self.network = build(self.run, channels, classes)
         self.loss = make_loss(self.run)
-        self.loss_of_each = copy.deepcopy(self.loss)  # where it can tell, so that its mean is over images, not blocks
+        self.loss_of_each: Any = copy.deepcopy(
+            self.loss
+        )  # where it can tell, so that its mean is over images, not blocks
         if hasattr(self.loss, "reduction"):
-            self.loss_of_each.reduction = "none"  # type: ignore[assignment]
+            self.loss_of_each.reduction = "none"
         self.factor = make_schedule(self.run.schedule, self.run.epochs * (train_images // self.run.batch_size))
         self.updates = 0
         self.diverged = False

@@ -16,8 +16,8 @@ from smallbatch.config import ConfigError
 from smallbatch.data import load_images
 from smallbatch.run import make_run
 from smallbatch.training.fit import trainer_settings
-from smallbatch.training.module import trial
 from smallbatch.training.train import train
+from smallbatch.training.trial import trial
 
 pytestmark = pytest.mark.trains
 

@@ -87,7 +87,6 @@ def step(layer: GhostBatchNorm, x: torch.Tensor, run):
 
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated
 def test_ghost_batch_norm_gives_what_it_gives_on_the_cpu(groups, compiled):
     torch.manual_seed(0)
     here = GhostBatchNorm(3, 12 // groups, memory=40).double()

@@ -79,18 +79,28 @@ def test_a_plain_trainer_with_its_sanity_check_gives_the_rows_of_the_command(par
 def test_callbacks_and_loggers_see_updates_and_the_numbers_of_each_epoch(parts, tmp_path):
     _, module, data = parts("epochs=4", "base_lr=1/4096")
     keep = ModelCheckpoint(tmp_path / "best", monitor="test_loss", save_top_k=1, filename="{step}")
-    steps = []
+    steps: dict[str, list[int]] = {}
 
     class Counts(pl.Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            assert isinstance(optimizer, torch.optim.SGD)
+            steps.setdefault("zero_grad", []).append(trainer.global_step)
+
+        def on_before_backward(self, trainer, module, loss):
+            steps.setdefault("before_backward", []).append(trainer.global_step)
+
+        def on_after_backward(self, trainer, module):
+            steps.setdefault("after_backward", []).append(trainer.global_step)
+
         def on_before_optimizer_step(self, trainer, module, optimizer):
-            steps.append(trainer.global_step)
+            steps.setdefault("step", []).append(trainer.global_step)
 
     stop = EarlyStopping("train_loss", patience=3, check_on_train_epoch_end=True)
     logger = CSVLogger(tmp_path, name="csv")
     watched = [keep, Counts(), stop, LearningRateMonitor("epoch")]
     trainer = plain(max_epochs=4, logger=logger, callbacks=watched, enable_checkpointing=True)
     trainer.fit(module, data)
-    assert steps == list(range(32))
+    assert steps == {n: list(range(32)) for n in ("zero_grad", "before_backward", "after_backward", "step")}
     losses = [row["test_loss"] for row in module.rows]
     best = min(range(4), key=losses.__getitem__)
     assert keep.best_model_path.endswith(f"step={8 * (best + 1)}.ckpt")
@@ -218,8 +228,13 @@ class Squared(torch.nn.Module):
         return self.scale * ((logits.softmax(1) - F.one_hot(labels, 10)) ** 2).sum(1).mean()
 
 
-def test_a_loss_of_ones_own_is_part_of_the_run_and_is_what_is_trained_and_tested(parts):
-    run, module, data = parts(loss={"_target_": f"{__name__}.Squared", "scale": 0.5})
+def squared(logits, labels, scale=1.0):
+    return Squared(scale)(logits, labels)
+
+
+@pytest.mark.parametrize("name", ["Squared", "squared"])
+def test_a_loss_of_ones_own_is_part_of_the_run_and_is_what_is_trained_and_tested(parts, name):
+    run, module, data = parts(loss={"_target_": f"{__name__}.{name}", "scale": 0.5})
     plainly, *_ = parts()
     assert run.key != plainly.key
     assert replace(run, loss=plainly.loss).key == plainly.key

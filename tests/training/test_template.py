@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger
 
 import smallbatch
 from smallbatch import store
@@ -14,8 +15,9 @@ from smallbatch.compose import compose
 from smallbatch.config import ConfigError
 from smallbatch.data import load_images
 from smallbatch.run import make_run
-from smallbatch.training.module import trial
+from smallbatch.training.fit import trainer_settings
 from smallbatch.training.train import train
+from smallbatch.training.trial import trial
 
 pytestmark = pytest.mark.trains
 
@@ -184,6 +186,7 @@ def test_whatever_a_network_does_wrong_is_one_line_that_names_it(now, own, tmp_p
         ("optimizer", {"_target_": "torch.optim.SGD", "foreach": True}, "optimizer: torch.optim.SGD: .*fused.*foreach"),
         ("loss", {"_target_": "torch.nn.MSELoss"}, "loss: torch.nn.MSELoss: "),
         ("loss", {"_target_": "torch.nn.CrossEntropyLoss", "smoothing": 1}, "loss: .*unexpected keyword"),
+        ("loss", {"_target_": "torch.nn.functional.mse_loss", "smoothing": 1}, "loss: .*unexpected keyword"),
     ],
 )
 def test_so_is_what_an_optimizer_or_a_loss_does_wrong(root, group, node, message):
@@ -206,3 +209,19 @@ def test_the_functions_of_the_package_do_what_the_commands_do(root, tmp_path):
         smallbatch.figure("fig01", scale="smoke", store=folder)
     with pytest.raises(ConfigError, match="did you mean batch_size"):
         smallbatch.train(batchsize=8)
+
+
+class Writer(CSVLogger):
+    """Takes the rest for something else, as TensorBoard's does."""
+
+    def __init__(self, save_dir: str, **rest: object) -> None:
+        super().__init__(save_dir, name="writer")
+        self.rest = rest
+
+
+def test_a_logger_is_given_what_it_names_and_no_more(root):
+    cfg = compose([*WORDS, f"data.root={root}"])
+    cfg.logger = {"_target_": f"{__name__}.Writer"}
+    logger = trainer_settings(cfg, make_run(cfg), Path("folder"))["logger"]
+    assert logger.root_dir == "folder/writer"
+    assert logger.rest == {}

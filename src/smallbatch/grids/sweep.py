@@ -80,7 +80,7 @@ def _without_refused(grid: Grid, results: Results) -> Grid:
     if not results.missing:
         return grid
     from smallbatch.data import load
-    from smallbatch.training.module import trial
+    from smallbatch.training.trial import trial
 
     verdicts: dict[str, str] = {}
     refused = {}

@@ -1,5 +1,6 @@
 """The parts of training that `src/train.py` puts together: Lightning's trainer, what an epoch leaves, the result."""
 
+import inspect
 import logging
 import sys
 import warnings
@@ -17,7 +18,7 @@ from pytorch_lightning.loggers import Logger
 
 from smallbatch import store
 from smallbatch.code import digests
-from smallbatch.compose import accepted, check_call, locate
+from smallbatch.compose import check_call, locate
 from smallbatch.config import ConfigError, one_line
 from smallbatch.data import Images
 from smallbatch.files import replacing
@@ -89,7 +90,8 @@ def _logger(node: DictConfig, run: Run, folder: Path) -> Logger | bool:
         "run_name": run.label,
         "tracking_uri": f"sqlite:///{folder}/{name}.db",
     }
-    arguments = accepted(target, own) | settings
+    named = inspect.signature(target).parameters  # what a ** takes goes elsewhere: TensorBoard's to its writer
+    arguments = {k: v for k, v in own.items() if k in named} | settings
     check_call(target, arguments, "logger")
     try:
         made: Logger = target(**arguments)

@@ -4,11 +4,8 @@ import copy
 import math
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from traceback import format_exception
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +16,9 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassStatScores
 
 from smallbatch.compose import accepted, check_call, locate
-from smallbatch.config import ConfigError, one_line
+from smallbatch.config import ConfigError
 from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import STATISTICS_GROUP, TestBlocks, TrainBlocks, statistics_batches
-from smallbatch.files import write_text
 from smallbatch.models import build
 from smallbatch.models.norm import precise_statistics
 from smallbatch.run import Run
@@ -49,12 +45,18 @@ def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
         raise ConfigError(f"optimizer: {run.optimizer['_target_']}: {error}") from None
 
 
-def make_loss(run: Run) -> nn.Module:
-    """The run's loss: called with (logits, labels) it gives their mean, as cross-entropy, the default, does."""
+def make_loss(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
+    """The run's loss: called with (logits, labels) it gives their mean, as cross-entropy, the default, does.
+
+    A class is made with the settings; a function is called with them as well.
+    """
     target = locate(run.loss["_target_"], "loss")
     settings = {k: v for k, v in run.loss.items() if k not in ("_target_", "name")}
+    if not isinstance(target, type):
+        check_call(target, settings, "loss", ..., ...)
+        return partial(target, **settings)
     check_call(target, settings, "loss")
-    made: nn.Module = target(**settings)
+    made: Callable[[Tensor, Tensor], Tensor] = target(**settings)
     return made
 
 
@@ -102,9 +104,11 @@ class SmallBatch(pl.LightningModule):
         self.classes = classes
         self.network = build(self.run, channels, classes)
         self.loss = make_loss(self.run)
-        self.loss_of_each = copy.deepcopy(self.loss)  # where it can tell, so that its mean is over images, not blocks
-        if hasattr(self.loss, "reduction"):
-            self.loss_of_each.reduction = "none"  # type: ignore[assignment]
+        self.loss_of_each: Any = copy.deepcopy(
+            self.loss
+        )  # where it can tell, so that its mean is over images, not blocks
+        if hasattr(self.loss_of_each, "reduction"):
+            self.loss_of_each.reduction = "none"
         self.factor = make_schedule(self.run.schedule, self.run.epochs * (train_images // self.run.batch_size))
         self.updates = 0
         self.diverged = False
@@ -168,7 +172,7 @@ class SmallBatch(pl.LightningModule):
         left = None if most < 0 else (most - self.trainer.global_step) * m
         images, labels = (part[:left] for part in block)
         optimizer: Any = self.optimizers()
-        groups = optimizer.param_groups
+        groups, callbacks = optimizer.param_groups, self.trainer.callbacks  # type: ignore[attr-defined]
         losses, outputs, sizes = [], [], []
         for x, y in zip(images.split(m), labels.split(m), strict=True):
             rate = self.run.base_lr * len(x) * self.factor(self.updates)
@@ -176,6 +180,8 @@ class SmallBatch(pl.LightningModule):
                 group["lr"] = rate
             logits = self.network(x)
             loss = self.loss(logits, y)
+            for callback in callbacks:  # which Lightning itself calls in automatic optimisation only
+                callback.on_before_zero_grad(self.trainer, self, optimizer.optimizer)
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
@@ -300,50 +306,3 @@ class SmallBatch(pl.LightningModule):
         if state["key"] != self.run.key:
             raise ValueError(f"the checkpoint is of run {state['key']}")
         self.rows, self.updates = list(state["rows"]), state["updates"]
-
-
-def trial(run: Run, images: Images, store: Path | None = None) -> None:
-    """One whole step on one or two images, to learn early what a network, loss or optimizer refuses.
-
-    Raises ConfigError that names the class, and the file in the store that has the traceback of what was raised.
-    """
-    try:
-        _step(run, images)
-    except ConfigError as error:
-        if store is None or error.__cause__ is None:
-            raise
-        file = store / ".refused" / f"{run.key}.txt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, "".join(format_exception(error.__cause__)))
-        raise ConfigError(f"{error} ({file})") from error.__cause__
-
-
-def _step(run: Run, images: Images) -> None:
-    m = min(run.bn_batch_size or run.batch_size, 2)
-    height, width, channels = images.shape
-    small = replace(run, batch_size=m, bn_batch_size=None)
-    x, y = torch.zeros(m, channels, height, width), torch.arange(m) % images.classes
-    network = f"model={run.model['name']} data={run.data['name']}: {run.model['_target_']}"
-    with torch.random.fork_rng(devices=[]):
-        with _blaming(f"{network} cannot take images of {height}×{width}"):
-            model = build(small, images.channels, images.classes).train()
-            logits = model(x)
-        if not isinstance(logits, Tensor) or logits.shape != (m, images.classes):
-            given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ConfigError(f"{network} gives {given} instead of logits of shape ({m}, {images.classes})")
-        with _blaming(f"loss: {run.loss['_target_']}"):
-            loss = make_loss(run)(logits, y)
-            loss.backward()
-        with _blaming(f"optimizer: {run.optimizer['_target_']}"):
-            make_optimizer(small, model.parameters()).step()
-
-
-@contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    """Whatever a user's code raises, as a ConfigError of one line."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{what}: {one_line(error)}") from error

@@ -62,7 +62,8 @@ def _rate(run: Run, shape: Shape, classes: int, updates: int, tests: int) -> Rat
 
     from smallbatch.data import Images, Split
     from smallbatch.training.fit import fit
-    from smallbatch.training.module import SmallBatch, trial
+    from smallbatch.training.module import SmallBatch
+    from smallbatch.training.trial import trial
 
     random, m = np.random.RandomState(0), run.batch_size
     pixels = random.randint(0, 256, (max(updates * m, tests), *shape), dtype=np.uint8)

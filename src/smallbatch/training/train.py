@@ -41,7 +41,8 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
     from smallbatch.data import load_images
     from smallbatch.tracking import live
     from smallbatch.training import fit
-    from smallbatch.training.module import SmallBatch, trial
+    from smallbatch.training.module import SmallBatch
+    from smallbatch.training.trial import trial
 
     torch.set_num_threads(cfg.machine.threads)
     torch.set_flush_denormal(True)  # a dying network's tiny numbers would slow every step many times

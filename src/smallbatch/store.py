@@ -33,6 +33,7 @@ from smallbatch.run import Run, setting
 CHECKPOINT = "checkpoint.ckpt"
 WEIGHTS = "weights.ckpt"  # of the trained network, where they were asked for: a checkpoint of Lightning's
 LIGHTNING = "lightning"  # the folder for what callbacks and loggers write
+BEFORE = ".before"  # the folder for an ended run while it is trained again, in case that fails
 ENDED = ("finished", "diverged")  # statuses that count as done; `failed` is tried again
 
 Row = dict[str, float]
@@ -192,18 +193,51 @@ def begin(path: Path, run: Run, afresh: bool) -> None:
     """Make the folder of a run whose lock we hold ready to train in.
 
     What training goes on from stays (checkpoint, rows, the note on W&B), unless `afresh` or if the folder is damaged.
+    An ended run is put aside until `conclude`.
     """
     try:
-        read(path)
+        record = read(path)
     except DamagedRun:
-        afresh = True
+        record, afresh = None, True
+    if record and record.result["status"] in ENDED:
+        _put_aside(path)
     (path / "result.json").unlink(missing_ok=True)  # first: without it the other files may be missing
     for file in path.glob("*"):
-        if afresh and file.name == LIGHTNING:
-            shutil.rmtree(file)
-        elif afresh or file.name.startswith(".") or file.name == "traceback.txt":
-            file.unlink()
+        if file.name != BEFORE and (afresh or file.name.startswith(".") or file.name == "traceback.txt"):
+            _remove(file)
     write_config(path, run)
+
+
+def conclude(path: Path, failed: bool) -> bool:
+    """Tidy up after a run's result was written; whether it failed, and the ended run that was there before is back."""
+    if not failed:
+        _remove(path / BEFORE)
+        _remove(path / CHECKPOINT)
+    elif (path / BEFORE / "result.json").exists():
+        for file in path.glob("*"):
+            if file.name not in (BEFORE, "result.json", "traceback.txt"):
+                _remove(file)
+        for file in sorted((path / BEFORE).iterdir(), key=lambda file: file.name == "result.json"):
+            file.replace(path / file.name)
+        _remove(path / BEFORE)
+        return True
+    return False
+
+
+def _put_aside(path: Path) -> None:
+    """All but the note on W&B, which has the new run from now on."""
+    _remove(path / BEFORE)
+    (path / BEFORE).mkdir()
+    for file in sorted(path.glob("*"), key=lambda file: file.name != "result.json"):
+        if file.name not in (BEFORE, "wandb.json"):
+            file.replace(path / BEFORE / file.name)
+
+
+def _remove(file: Path) -> None:
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def tidy(path: Path) -> None:
@@ -212,7 +246,7 @@ def tidy(path: Path) -> None:
         return
     with suppress(SmallBatchError, OSError), lock.hold(path):  # a holder will tidy up itself; or no right to
         for file in (path / CHECKPOINT, *path.glob(".*")):
-            file.unlink(missing_ok=True)
+            _remove(file)
 
 
 def timestamp() -> str:

@@ -79,6 +79,7 @@ def test_callbacks_and_loggers_change_no_number_and_write_below_the_run(now, tmp
         ([], {"logger": {"_target_": "nowhere.Mine"}}, "logger._target_=nowhere.Mine: cannot be imported"),
         (["stop=early_stopping", "stop.monitor=loss"], {}, "stop.monitor=loss"),
         (["overwrite=perhaps"], {}, "overwrite=perhaps: choose false, true or changed"),
+        (["callbacks=[model_checkpoint,lr_monitor]"], {}, "callbacks.lr_monitor: writes to a logger"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_written(now, tmp_path, words, groups, message):
@@ -104,6 +105,41 @@ def test_early_stopping_is_part_of_the_run_and_a_callback_that_stops_is_not(now)
     assert failed.result["status"] == "failed"
     assert "a callback ended the run after epoch 2 of 4" in failed.result["error"]
     assert "stop=early_stopping" in failed.result["error"]
+
+
+def test_a_run_that_is_trained_again_and_fails_leaves_what_was_there(now, tmp_path, root):
+    words = ["epochs=3", "save_weights=true", "callbacks=model_checkpoint"]
+    first, *_ = now(*words)
+    folder = tmp_path / "runs" / first.run.key
+    (folder / "wandb.json").write_text("{}")
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    early = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "train_loss", "min_delta": 100}
+    failed, _, said = now(*words, "overwrite=true", callbacks={"mine": early | {"patience": 1}})
+    assert failed.result["status"] == "failed"
+    assert said == [f"{folder}: the run that was there before is back, since this one failed"]
+    traceback, note = folder / "traceback.txt", folder / "wandb.json"  # W&B has the failed run
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path != traceback} == {
+        path: text for path, text in files.items() if path != note
+    }
+    assert "a callback ended the run" in traceback.read_text()
+    assert now(*words)[1]
+
+    again, there, _ = now(*words, "overwrite=true", "logger=csv")
+    assert not there
+    assert not list(folder.glob(".*"))
+    assert (folder / store.LIGHTNING / "csv").is_dir()
+    assert [row["train_loss"] for row in again.rows] == [row["train_loss"] for row in first.rows]
+
+
+def test_what_is_put_aside_lasts_until_there_is_a_result(now, tmp_path):
+    first, *_ = now()
+    folder = tmp_path / "runs" / first.run.key
+    store.begin(folder, first.run, afresh=True)  # killed here, once and again
+    store.begin(folder, first.run, afresh=True)
+    assert store.read(folder) is None
+    assert (folder / store.BEFORE / "result.json").exists()
+    assert not now()[1]
+    assert not (folder / store.BEFORE).exists()
 
 
 def test_the_network_is_kept_where_asked_for_and_else_one_line_says_how(now, tmp_path):

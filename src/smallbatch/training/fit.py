@@ -13,7 +13,7 @@ import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 
 from smallbatch import store
@@ -55,13 +55,18 @@ def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
     Raises ConfigError for a callback or a logger that cannot be made. Writes nothing.
     """
     settings: Any = OmegaConf.to_container(cfg.trainer)
+    callbacks = [_callback(name, node) for name, node in cfg.callbacks.items()]
+    logger = _logger(cfg.logger, run, folder)
+    for name, callback in zip(cfg.callbacks, callbacks, strict=True):
+        if isinstance(callback, LearningRateMonitor | DeviceStatsMonitor) and not logger:
+            raise ConfigError(f"callbacks.{name}: writes to a logger of Lightning's; add one, such as logger=csv")
     if settings["deterministic"] is None and torch.cuda.is_available():
         settings["deterministic"] = "warn"  # on the CPU one thread is, and the switch makes every new tensor be filled
     return settings | {
         "max_epochs": run.epochs,
         "accelerator": cfg.machine.accelerator,
-        "callbacks": [_callback(name, node) for name, node in cfg.callbacks.items()],
-        "logger": _logger(cfg.logger, run, folder),
+        "callbacks": callbacks,
+        "logger": logger,
         "default_root_dir": folder,
         "enable_progress_bar": cfg.progress and sys.stdout is not None and sys.stdout.isatty(),
     }

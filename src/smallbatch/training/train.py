@@ -79,6 +79,6 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
                 fit.save_weights(module, path)
             result = fit.result(run, images, rows, status, cfg) | ({"error": error} if error else {})
             store.write_result(path, run, rows, result)
-            if not error:
-                (path / store.CHECKPOINT).unlink(missing_ok=True)
+            if store.conclude(path, bool(error)):
+                say(f"{path}: the run that was there before is back, since this one failed")
     return Record(run, rows, result), False

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="pictures (default: %(default)s)")
     arguments = parser.parse_intermixed_args()
     with cli.one_line_errors():
-        words, cfg = cli.sort(arguments.words)
+        words, cfg = cli.sort(arguments.words, arguments.config_dir)
         folders, place = Path(cfg.store), Place.of(cfg)
         records = project.records(place) if arguments.source == "wandb" else store.ended(folders)
         records = keep(records, arguments.where)

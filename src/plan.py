@@ -50,7 +50,7 @@ def main() -> None:
     cli.add_words(parser, "+")
     arguments = parser.parse_intermixed_args()
     with cli.one_line_errors():
-        words, cfg = cli.sort(arguments.words)
+        words, cfg = cli.sort(arguments.words, arguments.config_dir)
         folders = Path(cfg.store)
         prices = Prices(folders.parent / "calibration.json", lambda line: print(line, file=sys.stderr))
         plan(words, Ended(store.ended(folders)), prices)

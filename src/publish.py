@@ -26,7 +26,7 @@ def main() -> None:
     cli.add_where(parser)
     arguments = parser.parse_intermixed_args()
     with cli.one_line_errors():
-        words, cfg = cli.sort([*arguments.words, "wandb.mode=online"])
+        words, cfg = cli.sort([*arguments.words, "wandb.mode=online"], arguments.config_dir)
         folders = Path(cfg.store)
         records = chosen(folders, words, arguments.where, (*store.ENDED, "failed"))
         place = live.settled(live.Place.of(cfg), print)

@@ -42,7 +42,7 @@ def main() -> None:
     cli.add_where(parser)
     arguments = parser.parse_intermixed_args()
     with cli.one_line_errors():
-        words, cfg = cli.sort(arguments.words)
+        words, cfg = cli.sort(arguments.words, arguments.config_dir)
         place = Place.of(cfg)
         records = keep(store.ended(Path(cfg.store)), arguments.where)
         parts, claims = contents(Asked.of(words), Ended(records)) if records else ([], [])

@@ -23,13 +23,13 @@ def main() -> None:
     """Dispatch to one of the commands."""
     parser = cli.parser(__doc__)
     parser.add_argument("command", choices=["list", "check", "export", "import"])
-    parser.add_argument("words", nargs="*", metavar="FILE key=value", help=cli.WORDS)
+    cli.add_words(parser, shown="FILE key=value")
     cli.add_where(parser)
     given = parser.parse_intermixed_args()
     with cli.one_line_errors():
         needs_file = given.command in ("export", "import")
         file = _file(given.command, given.words) if needs_file else Path()
-        words, cfg = cli.sort(given.words[needs_file:])
+        words, cfg = cli.sort(given.words[needs_file:], given.config_dir)
         folders = Path(cfg.store)
         if given.command in ("check", "import") and (words or given.where):
             raise ConfigError(f"{given.command} takes all runs; leave out {words[0] if words else '--where'}")

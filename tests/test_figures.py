@@ -10,13 +10,23 @@ import pandas as pd
 import pytest
 
 import figures as figures_command
+import plan as plan_command
 import runs as runs_command
-from smallbatch import store
+from smallbatch import compose, store
 from smallbatch.config import ConfigError
 from smallbatch.figures import draw, panels
 from smallbatch.grids.expand import expand
 from smallbatch.table import differences, select, table
 
+MINE = """
+defaults:
+  - /schema/figure@_here_
+name: mine
+title: Mine
+common: {model: alexnet}
+scales:
+  smoke: {batch_size: [2], base_lr: [2**-9], seed: [0, 1]}
+"""
 GRID = ["figure=fig01", "scale=smoke", "batch_size=2,8,32", "base_lr=2**-9,2**-8"]
 
 
@@ -118,6 +128,13 @@ def test_a_figure_shows_each_curve_and_puts_diverged_points_below_chance_without
     heights = [y for line in crosses for y in line.get_ydata()]
     assert len(heights) == len(set(heights)) == 2
     assert all(left.get_ylim()[0] < y < 10 for y in heights)
+
+
+@pytest.mark.parametrize("statuses", [("finished",), ("finished", "diverged")])
+def test_a_network_worse_than_chance_is_in_the_picture(folder, statuses):
+    write(folder, expand([*GRID[:2], "batch_size=64", "base_lr=2**-9"]).points[0], 0.0)
+    left, _ = draw.sweep(table(store.ended(folder, statuses).values()), "Title", "note").axes
+    assert left.get_ylim()[0] < 0
 
 
 def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder, points, tmp_path, command):
@@ -233,6 +250,26 @@ def test_a_figure_of_your_own_data_is_of_these_and_no_other(tmp_path, command, w
     assert command(figures_command, *where, f"data.path={mine}")[0] == 0
     assert "no run of" in str(command(figures_command, *where, f"data.path={other}")[0])
     assert "no such file" in str(command(figures_command, *where, "data.path=nothere.npz")[0])
+    where = [f"store={tmp_path / 'runs'}", "--out", tmp_path / "out", "data=arrays"]
+    assert command(figures_command, *where, f"data.path={mine}")[0] == 0  # found by what the images are
+    assert "data.fingerprint=" in str(command(figures_command, *where, f"data.path={other}")[0])
+
+
+def test_every_command_takes_a_folder_of_yaml_files_of_ones_own(folder, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(compose, "_folders", [])
+    (tmp_path / "conf" / "figure").mkdir(parents=True)
+    (tmp_path / "conf" / "figure" / "mine.yaml").write_text(MINE)
+    own = [f"store={folder}", "figure=mine", "scale=smoke"]
+    assert "there is no such figure" in str(command(figures_command, *own)[0])
+    own += ["--config-dir", tmp_path / "conf"]
+    assert command(figures_command, *own, "--out", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "mine-smoke.png").exists()
+    assert len(command(runs_command, "list", *own)[1].splitlines()) == 1 + 2
+    assert command(plan_command, *own)[1].count("mine") == 1
+    status, _ = command(runs_command, "list", f"store={folder}", "--config-dir", tmp_path / "nothere")
+    assert status == f"error: --config-dir {tmp_path / 'nothere'}: is no folder"
+    status, _ = command(runs_command, "list", "hydra.searchpath=[file://x]")
+    assert "say --config-dir FOLDER" in str(status)
 
 
 def test_runs_move_to_another_store_through_one_file(folder, tmp_path, command):

@@ -271,6 +271,8 @@ BAD = {
     "+machine.thread=2": "there is no setting machine.thread; did you mean machine.threads?",
     "+trainer.max_epochs=3": "trainer.max_epochs: use epochs",
     "+logger.foo=3": "logger.foo: logger=none has nothing to set",
+    "callbacks=early_stopping": "use stop=early_stopping",
+    "lr=0.1": "use base_lr; the learning rate is base_lr × batch_size",
     "stop=null": "choose one of its files, such as stop=none",
     "seed=${oc.env:NO_SUCH_VARIABLE}": "seed: KeyError raised while resolving interpolation",
     "-m +callbackz=x,y": "there is no setting callbackz; did you mean callbacks?",

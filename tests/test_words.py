@@ -105,7 +105,7 @@ def test_a_query_that_cannot_be_is_one_line(command, folder, query):
 
 def test_words_are_sorted_into_runs_and_the_rest():
     words, cfg = cli.sort(
-        ["batch_size=2", "store=x", "wandb.project=mine", "hydra/launcher=local", "machine.threads=7"]
+        ["batch_size=2", "store=x", "wandb.project=mine", "hydra/launcher=local", "machine.threads=7"], None
     )
     assert words == ["batch_size=2"]
     assert (cfg.store, cfg.wandb.project, cfg.machine.threads) == ("x", "mine", 7)

@@ -5,6 +5,7 @@ from typing import Any
 
 _WHERE = {
     **dict.fromkeys(("runs", "load", "train", "grid", "figure"), "smallbatch.api"),
+    "add_config_dir": "smallbatch.compose",
     **dict.fromkeys(("SmallBatch", "ImageData"), "smallbatch.training.module"),
     **dict.fromkeys(("GhostBatchNorm", "GhostBatchNorm1d", "GhostBatchNorm2d"), "smallbatch.models.norm"),
 }

@@ -1,17 +1,18 @@
 """What a script or a notebook calls. Settings are those of the command line, as `batch_size=8` or `**{"data.root": …}`.
 
->>> import smallbatch, tempfile
+>>> import numpy, smallbatch, tempfile
 >>> store = tempfile.mkdtemp()
 >>> record = smallbatch.train(data="digits16", model="resnet8", epochs=1, store=store, save_weights=True)
 >>> record.result["status"]
 'finished'
->>> smallbatch.load(record.run.key, store).network.training
-False
+>>> smallbatch.load(record.run.key, store).logits(numpy.zeros((2, 16, 16, 1), "uint8")).shape
+torch.Size([2, 10])
 >>> smallbatch.runs(store, batch_size=32)["key"].tolist() == [record.run.key]
 True
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +21,49 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from smallbatch import store as folders
-from smallbatch.compose import compose, parse_words
+from smallbatch.code import changed
+from smallbatch.compose import add_config_dir, compose, config_dirs, parse_words
 from smallbatch.config import ConfigError, SmallBatchError
 from smallbatch.store import Ended, Record
 from smallbatch.table import select, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
+    from torch import Tensor, nn
 
 STORE = "outputs/runs"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network in evaluation mode, and its record: the run, a row an epoch, the result with its score."""
+    """A trained network in evaluation mode, and its record: the run, a row an epoch, the result with its score.
+
+    The network takes images (N, C, H, W) less `mean`, by `std`, which are (C,), of training pixels from 0 to 255.
+    """
 
     network: "nn.Module"
     record: Record
+    mean: "Tensor"
+    std: "Tensor"
+
+    def logits(self, images: Any) -> "Tensor":
+        """(N, classes) for images (N, H, W, C) as they are in a file, uint8; none is cropped or resized."""
+        import torch
+
+        weight = next(self.network.parameters())
+        with torch.inference_mode():
+            x = (torch.as_tensor(images).to(weight) - self.mean) / self.std
+            logits: Tensor = self.network(x.movedim(-1, 1))
+        return logits
 
 
 def runs(store: str | Path = STORE, **settings: Any) -> pd.DataFrame:
-    """The ended runs of a store that have these settings: a row a run. Raises ConfigError for an unknown column."""
+    """The ended runs of a store that have these settings: a row a run; none where no run has ended.
+
+    Raises ConfigError for what is no setting of these runs.
+    """
     frame = table(folders.ended(Path(store)).values())
-    return select(frame, parse_words(_words(settings))[0]) if settings else frame
+    return select(frame, parse_words(_words(settings))[0]) if settings and len(frame) else frame
 
 
 def load(key: str, store: str | Path = STORE) -> Trained:
@@ -54,10 +74,16 @@ def load(key: str, store: str | Path = STORE) -> Trained:
         raise ConfigError(f"{path}: no ended run; `python src/runs.py list` names those there are")
     if not (path / folders.WEIGHTS).exists():
         raise ConfigError(f"{path}: its weights were not kept; train it again with save_weights=true overwrite=true")
+    import torch
+
     from smallbatch.training.module import SmallBatch
 
+    if files := changed(record.run, record.result.get("code", {})):
+        warnings.warn(f"{files} has changed since {record.run.label} ({path}) was trained", stacklevel=2)
     module = SmallBatch.load_from_checkpoint(path / folders.WEIGHTS, map_location="cpu", weights_only=True)
-    return Trained(module.network.eval(), record)
+    network = module.network.eval()
+    mean, std = torch.tensor(module.pixels).to(next(network.parameters()))
+    return Trained(network, record, mean, std)
 
 
 def train(**settings: Any) -> Record:
@@ -85,7 +111,7 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
 
     def launch(jobs: Sequence[Sequence[str]]) -> None:
         with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
-            Parallel(batch_size=1)(delayed(_train_point)(list(job)) for job in jobs)
+            Parallel(batch_size=1)(delayed(_train_point)(list(job), config_dirs()) for job in jobs)
 
     try:
         sweep(words, launch, cfg)
@@ -96,9 +122,11 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
     return frame[frame["key"].isin(keys)]
 
 
-def _train_point(words: list[str]) -> None:
+def _train_point(words: list[str], folders: list[str]) -> None:
     from smallbatch.training.train import train
 
+    for folder in folders:
+        add_config_dir(folder)
     train(compose(words), print)
 
 

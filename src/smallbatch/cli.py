@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig
 
-from smallbatch.compose import compose
-from smallbatch.config import SmallBatchError
+from smallbatch.compose import add_config_dir, compose
+from smallbatch.config import ConfigError, SmallBatchError
 
 WORDS = "settings; store=FOLDER says where the runs are"
 AGAIN = 0.1  # seconds until a lost interrupt comes again: out of the callback that lost it by then
@@ -31,9 +31,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def add_words(made: argparse.ArgumentParser, count: str = "*") -> None:
+def add_words(made: argparse.ArgumentParser, count: str = "*", shown: str = "key=value") -> None:
     """Let a command take words key=value."""
-    made.add_argument("words", nargs=count, metavar="key=value", help=WORDS)
+    made.add_argument("words", nargs=count, metavar=shown, help=WORDS)
+    made.add_argument("--config-dir", "-cd", metavar="FOLDER", help="YAML files of your own, as for train.py")
 
 
 def add_where(made: argparse.ArgumentParser) -> None:
@@ -41,8 +42,13 @@ def add_where(made: argparse.ArgumentParser) -> None:
     made.add_argument("--where", metavar="QUERY", help='only runs of which this is true, as "score > 0.5" (pandas)')
 
 
-def sort(words: list[str]) -> tuple[list[str], DictConfig]:
+def sort(words: list[str], config_dir: str | None) -> tuple[list[str], DictConfig]:
     """The words that describe runs, and the config of the others. Raises ConfigError."""
+    if config_dir:
+        add_config_dir(config_dir)
+    for word in words:
+        if word.startswith("hydra.searchpath="):
+            raise ConfigError(f"{word}: is of train.py; here say --config-dir FOLDER")
     beside = [word for word in words if is_beside(word)]
     cfg = compose([word for word in beside if not word.startswith("hydra")])  # how to launch, of train.py
     return [word for word in words if word not in beside], cfg

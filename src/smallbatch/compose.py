@@ -1,6 +1,7 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ CONF = next(path for path in (_HERE.parents[2] / "conf", _HERE.parent / "conf") 
 # Without it Hydra 1.3 would behave as 1.1 did; 1.4 does not want it any more.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if __version__.startswith("1.3") else {}
 _primary = "train"
+_folders: list[str] = []  # beside CONF, as Hydra's --config-dir adds one
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -43,11 +45,26 @@ def use_config(name: str) -> None:
     _primary = name
 
 
+def add_config_dir(folder: str | Path) -> None:
+    """Compose from a folder of your own too, laid out as `conf/`. Raises ConfigError if it is none."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir {folder}: is no folder")
+    if str(Path(folder).resolve()) not in _folders:
+        _folders.append(str(Path(folder).resolve()))
+        _composed.cache_clear()
+
+
+def config_dirs() -> list[str]:
+    """The folders that were added, for processes that are to know them too."""
+    return list(_folders)
+
+
 @lru_cache(maxsize=512)
 def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     """Kept, since figures share most of their choices and one composition takes Hydra 0.1 s."""
     _initialize()
-    cfg = hydra_compose(name, list(overrides))
+    added = [f"hydra.searchpath={json.dumps([f'file://{folder}' for folder in _folders])}"] if _folders else []
+    cfg = hydra_compose(name, [*overrides, *added])
     check_names(cfg)
     return cfg
 
@@ -98,6 +115,8 @@ def plain_errors() -> Iterator[None]:
 def _in_one_line(error: HydraException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if (group, choice) == ("callbacks", "early_stopping"):
+            return "callbacks=early_stopping: use stop=early_stopping, which is part of the run"
         options = [option for option in error.options if not option.startswith("_")]
         return f"{group}={choice}: there is no such {group}; {did_you_mean(choice, options)}choose {', '.join(options)}"
     if isinstance(error, OverrideParseException):
@@ -138,6 +157,8 @@ def no_setting(key: str, cfg: DictConfig) -> str:
     group, _, name = key.lstrip("+").partition(".")
     if group == "trainer" and name in INSTEAD:
         return f"{key}: {INSTEAD[name]}"
+    if key in ("lr", "learning_rate"):
+        return f"{key}: use base_lr; the learning rate is base_lr × batch_size"
     top = [str(name) for name in cfg]
     names = top + [f"{name}.{k}" for name in top if OmegaConf.is_dict(cfg[name]) for k in cfg[name]]
     return f"there is no setting {key}; {did_you_mean(key, names)}`python src/train.py --help` lists the settings"

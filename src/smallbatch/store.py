@@ -132,6 +132,11 @@ def kept(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Record | No
     return record
 
 
+def watched(cfg: DictConfig) -> bool:
+    """Whether the config has callbacks or a logger of Lightning's, which see nothing of a run that is there."""
+    return bool(cfg.callbacks) or "_target_" in cfg.logger
+
+
 def read_all(store: Path) -> Iterator[tuple[Path, Record | DamagedRun | None]]:
     """Every run folder with its record, what is wrong with it, or None while it is not ended."""
     if not store.is_dir():

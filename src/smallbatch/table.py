@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 from pandas.api.types import is_float_dtype
 
-from smallbatch.compose import did_you_mean
+from smallbatch.compose import compose, did_you_mean
 from smallbatch.config import ConfigError, one_line
+from smallbatch.data import describe
 from smallbatch.powers import format_power, parse_power
 from smallbatch.run import VARIED, setting
 from smallbatch.store import Record
@@ -78,12 +80,13 @@ def select(frame: pd.DataFrame, wanted: dict[str, list[str]]) -> pd.DataFrame:
 
     Raises ConfigError for what is no setting of a run, or values that no run has.
     """
-    for name, values in wanted.items():
+    for name, values in _by_images(wanted).items():
         if name in RESULTS:
             raise ConfigError(f"{name}={','.join(values)}: is a result, no setting; choose by --where, as {name} > …")
         if name not in frame:
             settings = [column for column in frame.columns if column not in RESULTS]
-            hint = did_you_mean(name, settings).strip() or f"they have {', '.join(settings)}"
+            there = f"they have {', '.join(settings)}" if settings else "there are none"
+            hint = did_you_mean(name, settings).strip() or there
             raise ConfigError(f"{name}: these runs have no such setting; {hint}")
         texts = [_TYPED.get(value, value.strip("'\"")) for value in values]
         if is_float_dtype(frame[name]) and "null" not in texts:
@@ -96,6 +99,17 @@ def select(frame: pd.DataFrame, wanted: dict[str, list[str]]) -> pd.DataFrame:
             raise ConfigError(f"{name}={','.join(values)}: no run has that; there is {there}")
         frame = frame[chosen]
     return frame
+
+
+def _by_images(wanted: dict[str, list[str]]) -> dict[str, list[str]]:
+    """With the images themselves in place of where they lie, which is no part of a run."""
+    paths = wanted.get("data.path", [])
+    rest = {name: values for name, values in wanted.items() if name not in ("data.path", "data.root")}
+    if not paths:
+        return rest
+    how = [f"{name}={values[0]}" for name, values in wanted.items() if name.partition(".")[0] == "data"]
+    data: list[Any] = [OmegaConf.to_container(compose([*how, f"data.path={p}"]).data, resolve=True) for p in paths]
+    return rest | {"data.fingerprint": [describe(one).fingerprint for one in data]}
 
 
 def _text(value: Any) -> str:

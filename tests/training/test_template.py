@@ -56,7 +56,11 @@ def test_a_trial_leaves_nothing_and_asks_nothing_of_what_is_there(now, tmp_path)
 
 def test_callbacks_and_loggers_change_no_number_and_write_below_the_run(now, tmp_path):
     plain, *_ = now()
-    watched, there, _ = now("callbacks=[lr_monitor,model_checkpoint]", "logger=csv", "overwrite=true")
+    seen = ["callbacks=[lr_monitor,model_checkpoint]", "logger=csv"]
+    _, there, said = now(*seen)
+    assert there
+    assert said == ["this run was trained before, so callbacks and logger see nothing; overwrite=true trains it again"]
+    watched, there, _ = now(*seen, "overwrite=true")
     assert not there
     assert plain.run.key == watched.run.key
     for name in ("train_loss", "test_loss", "test_accuracy"):
@@ -151,6 +155,7 @@ def test_the_network_is_kept_where_asked_for_and_else_one_line_says_how(now, tmp
     x = torch.from_numpy((pixels - images.mean) / images.std).permute(0, 3, 1, 2).float()
     right = kept.network(x).argmax(1).numpy() == images.test.labels[images.test.index]
     assert right.mean() == record.rows[-1]["test_accuracy"]
+    torch.testing.assert_close(kept.logits(images.test.images[images.test.index]), kept.network(x))
     other, *_ = now("seed=1")
     with pytest.raises(ConfigError, match="its weights were not kept; train it again with save_weights=true"):
         smallbatch.load(other.run.key, tmp_path / "runs")
@@ -184,8 +189,12 @@ def test_changed_code_is_said_and_trained_again_only_when_asked(now, own, tmp_pa
     assert record.rows == first.rows
     assert len(said) == 1
     assert said[0].startswith(f"{tmp_path / 'own_network.py'} has changed since own digits16 m=8")
-    again, there, _ = now("overwrite=changed", model=own(LAZY.format("Tanh")))
+    again, there, _ = now("overwrite=changed", "save_weights=true", model=own(LAZY.format("Tanh")))
     assert not there
+    own(LAZY.format("ReLU"))
+    with pytest.warns(UserWarning, match="has changed since own digits16 m=8"):
+        smallbatch.load(first.run.key, tmp_path / "runs")
+    own(LAZY.format("Tanh"))
     assert again.rows[-1]["train_loss"] != first.rows[-1]["train_loss"]
     assert now("overwrite=changed", model=own(LAZY.format("Tanh")))[1:] == (True, [])
 

@@ -121,7 +121,8 @@ def draw_panel(axes: Axes, frame: pd.DataFrame, x: str, curve: str, heading: str
     any_lost = cells["diverged"].any()
     if any_lost:
         axes.axhspan(bottom, chance, color="0.96", zorder=-1)
-    axes.set_ylim(bottom if any_lost else max(0, chance - 5), min(101, top * 1.04))
+    lowest = min(chance, 100 * float(frame["score"].min()))  # a network may do worse than chance
+    axes.set_ylim(min(bottom, lowest - 1) if any_lost else max(-1, lowest - 5), min(101, top * 1.04))
     axes.yaxis.set_major_locator(FixedLocator([y for y in range(0, 101, 10 if top > 40 else 5) if y >= chance]))
 
 

@@ -34,6 +34,8 @@ def sum_up(grid: Grid, results: Results, before: set[str], words: list[str], dra
             if not grid.figures:
                 _show(ended, results, cells, draw)
                 print(*next_try(cells, diverged), sep="\n")
+    elif not grid.figures:
+        print("no table or picture, since more varies than batch sizes, η̃ and seed; python src/runs.py list has all")
     if grid.figures and ended:
         print(f"to see this: python src/figures.py {' '.join(words)}")
     _count(grid, results, before)
@@ -41,7 +43,8 @@ def sum_up(grid: Grid, results: Results, before: set[str], words: list[str], dra
 
 def _table(cells: Cells) -> list[str]:
     sizes = sorted({m for _, m in cells})
-    lines = ["", "score (mean over other axes)", f"{'η̃':>7} " + " ".join(f"{f'm={m}':>7}" for m in sizes)]
+    several = " (mean over other axes)" if any(len(scores) > 1 for scores in cells.values()) else ""
+    lines = ["", f"score{several}", f"{'η̃':>7} " + " ".join(f"{f'm={m}':>7}" for m in sizes)]
     for rate in sorted({rate for rate, _ in cells}, reverse=True):
         scores = [cells.get((rate, m)) for m in sizes]
         lines.append(f"{format_power(rate):>6} " + " ".join(f"{mean(s):7.4f}" if s else " " * 7 for s in scores))

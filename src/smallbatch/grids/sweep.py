@@ -53,7 +53,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Dr
     before = set(results.ended)
     _check_store(results)
     grid = _without_refused(grid, results)
-    _say_plan(grid, len(before), results.missing)
+    _say_plan(grid, len(before), results.missing, cfg)
     costs = _price(results.missing, Prices(folders.parent / "calibration.json"))
     common = [f"store={quoted(cfg.store)}", *for_points(cfg, grid, arguments)] if results.missing else []
     # The longest first, so that processes in parallel end together.
@@ -64,7 +64,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Dr
             _train_all(progress, launch, common, cfg.wait)
         except KeyboardInterrupt:
             interrupted = True
-    sum_up(grid, results, before, _named(arguments), draw)
+    sum_up(grid, results, before, _without(arguments, _HOW), draw)
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -103,7 +103,7 @@ def _without_refused(grid: Grid, results: Results) -> Grid:
     return replace(grid, points=points, undefined=[*grid.undefined, *refused.values()])
 
 
-def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
+def _say_plan(grid: Grid, found: int, missing: list[Point], cfg: DictConfig) -> None:
     for line in few([f"left out: {point}: {why}" for point, why in grid.undefined], "left out: "):
         print(line)
     updates = sum(p.updates for p in missing)
@@ -114,6 +114,8 @@ def _say_plan(grid: Grid, found: int, missing: list[Point]) -> None:
         f"({updates:,} updates, {images:,} images){left_out}",
         flush=True,
     )
+    if found and store.watched(cfg):
+        print(f"callbacks and logger see only what is trained now; overwrite=true trains {runs(found)} again")
 
 
 def _check_store(results: Results) -> None:
@@ -170,8 +172,9 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
 
 
 GROUP_LENGTH = 128  # the longest that W&B takes
-# Of a command line: what is no axis, and what tells of this machine.
-_NOT_THE_GRID = ("data.path=", "data.root=", "logger=", "machine", "overwrite=", "progress=", "store=", "wandb.")
+# Words of a command line that say how to train it, and those that say where its files are.
+_HOW = ("callbacks", "logger", "machine", "overwrite=", "progress=", "save_weights=", "trainer", "wait=", "wandb.")
+_WHERE = ("data.path=", "data.root=", "store=")
 
 
 def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
@@ -183,13 +186,12 @@ def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
         scale = next((word.partition("=")[2] for word in arguments if word.startswith("scale=")), "paper")
         name = f"{'-'.join(figure.name for figure in grid.figures)}-{scale}"
     else:
-        name = " ".join(_named(arguments))[:GROUP_LENGTH]
+        name = " ".join(_without(arguments, _HOW + _WHERE))[:GROUP_LENGTH]
     return [f"wandb.mode={mode}", f"wandb.group={quoted(cfg.wandb.group or name)}"]
 
 
-def _named(arguments: list[str]) -> list[str]:
-    """The words that say which grid it is."""
-    return [word for word in arguments if not word.startswith(_NOT_THE_GRID)]
+def _without(arguments: list[str], beginnings: tuple[str, ...]) -> list[str]:
+    return [word for word in arguments if not word.lstrip("+~").startswith(beginnings)]
 
 
 def quoted(word: str) -> str:

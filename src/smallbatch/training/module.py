@@ -113,6 +113,7 @@ class SmallBatch(pl.LightningModule):
         self.updates = 0
         self.diverged = False
         self.rows: list[Row] = []
+        self.pixels: list[list[float]] = []  # mean and standard deviation by channel, of a loaded network's images
         self.metrics = MetricCollection(
             {
                 "a": MulticlassStatScores(classes, average="micro"),
@@ -300,9 +301,13 @@ class SmallBatch(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["smallbatch"] = {"rows": self.rows, "updates": self.updates, "key": self.run.key}
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData):  # what a picture needs before the network takes it
+            checkpoint["smallbatch"]["pixels"] = [data.images.mean.tolist(), data.images.std.tolist()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["smallbatch"]
         if state["key"] != self.run.key:
             raise ValueError(f"the checkpoint is of run {state['key']}")
         self.rows, self.updates = list(state["rows"]), state["updates"]
+        self.pixels = state.get("pixels", self.pixels)

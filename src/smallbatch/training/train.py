@@ -33,6 +33,8 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
     path = store.folder(folder, run)
     if record := store.kept(path, cfg, say):
         store.tidy(path)
+        if store.watched(cfg):
+            say("this run was trained before, so callbacks and logger see nothing; overwrite=true trains it again")
         return record, True
 
     # These import torch, which takes seconds: wrong configs and finished runs do without.

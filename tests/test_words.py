@@ -110,4 +110,4 @@ def test_words_are_sorted_into_runs_and_the_rest():
     assert words == ["batch_size=2"]
     assert (cfg.store, cfg.wandb.project, cfg.machine.threads) == ("x", "mine", 7)
     with pytest.raises(ConfigError, match=r"wandb.projekt.*did you mean wandb.project\?"):
-        cli.sort(["wandb.projekt=mine"])
+        cli.sort(["wandb.projekt=mine"], None)

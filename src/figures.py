@@ -22,7 +22,7 @@ from smallbatch.claims import judge, text
 from smallbatch.claims.judge import Row
 from smallbatch.claims.needs import whole
 from smallbatch.compose import parse_words
-from smallbatch.config import ConfigError, NotYet
+from smallbatch.errors import ConfigError, NotYet
 from smallbatch.figures import draw, panels
 from smallbatch.figures import page as report
 from smallbatch.figures.collect import Asked, FigureRuns, gather, names_figures

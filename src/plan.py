@@ -18,9 +18,9 @@ from typing import Any
 
 from smallbatch import cli, store
 from smallbatch.compose import parse_words
-from smallbatch.config import ConfigError
 from smallbatch.data import describe, published
 from smallbatch.data.sources import PUBLISHED
+from smallbatch.errors import ConfigError
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Point, Rates, expand, figure_config, figure_names
 from smallbatch.grids.price import Prices, expected_share, words

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smallbatch import cli, lock, store
-from smallbatch.config import one_line
+from smallbatch.errors import one_line
 from smallbatch.figures.collect import chosen
 from smallbatch.store import Record
 from smallbatch.tracking import live

@@ -15,7 +15,7 @@ from typing import Any
 from smallbatch import cli, store
 from smallbatch.claims.judge import judge
 from smallbatch.claims.text import markdown
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.figures.collect import Asked, gather
 from smallbatch.store import Ended
 from smallbatch.table import keep

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 from smallbatch import cli, lock, store
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.files import replacing
 from smallbatch.store import DamagedRun, Record
 

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from smallbatch import lock, store
 from smallbatch.cli import keep_interrupts, one_line_errors
 from smallbatch.compose import VERSION_BASE, check_names, plain_errors
-from smallbatch.config import ConfigError, SmallBatchError, is_trial, register
+from smallbatch.config import is_trial, register
+from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.files import disk_error
 from smallbatch.powers import format_power
 from smallbatch.run import make_run

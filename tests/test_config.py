@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallbatch.compose import compose, plain_errors
-from smallbatch.config import ConfigError, Norm, Schedule
+from smallbatch.config import Norm, Schedule
+from smallbatch.errors import ConfigError
 from smallbatch.powers import format_power, parse_power
 from smallbatch.run import Run, make_run
 

@@ -13,7 +13,7 @@ import figures as figures_command
 import plan as plan_command
 import runs as runs_command
 from smallbatch import compose, store
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.figures import draw, panels
 from smallbatch.grids.expand import expand
 from smallbatch.table import differences, select, table

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from smallbatch import lock
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.lock import Busy, hold, holder
 
 pytestmark = pytest.mark.trains

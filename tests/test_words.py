@@ -10,7 +10,7 @@ import publish
 import report
 import runs
 from smallbatch import cli, store
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.grids.expand import expand
 from smallbatch.training.speed import Rate
 

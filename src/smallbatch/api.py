@@ -23,7 +23,7 @@ import pandas as pd
 from smallbatch import store as folders
 from smallbatch.code import changed
 from smallbatch.compose import add_config_dir, compose, config_dirs, parse_words
-from smallbatch.config import ConfigError, SmallBatchError
+from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.store import Ended, Record
 from smallbatch.table import select, table
 

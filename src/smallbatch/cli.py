@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from omegaconf import DictConfig
 
 from smallbatch.compose import add_config_dir, compose
-from smallbatch.config import ConfigError, SmallBatchError
+from smallbatch.errors import ConfigError, SmallBatchError
 
 WORDS = "settings; store=FOLDER says where the runs are"
 AGAIN = 0.1  # seconds until a lost interrupt comes again: out of the callback that lost it by then

@@ -22,7 +22,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from yaml import MarkedYAMLError, YAMLError
 
-from smallbatch.config import Config, ConfigError, register
+from smallbatch.config import Config, register
+from smallbatch.errors import ConfigError
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
 _HERE = Path(__file__).resolve()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 
 _UMASK = os.umask(0)  # can only be read by setting it
 os.umask(_UMASK)

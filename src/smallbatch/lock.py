@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from smallbatch.config import SmallBatchError
+from smallbatch.errors import SmallBatchError
 from smallbatch.files import disk_error
 
 PATIENCE = 0.2  # seconds to try for a lock, since one who only looks whether it is free holds it for a moment

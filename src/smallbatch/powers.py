@@ -4,7 +4,7 @@ import math
 import re
 from contextlib import suppress
 
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _POWER = re.compile(rf"\s*({_NUMBER})\s*(?:(/|\*\*)\s*({_NUMBER})\s*)?")

@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.config import LOSS, NAMED, ConfigError, FolderData, Norm, Schedule, Undefined
+from smallbatch.config import LOSS, NAMED, FolderData, Norm, Schedule
+from smallbatch.errors import ConfigError, Undefined
 from smallbatch.powers import format_power, parse_power
 
 # Raised by one whenever a change alters what a run computes, or a default below changes.

@@ -23,10 +23,10 @@ from omegaconf import DictConfig
 
 from smallbatch import lock
 from smallbatch.code import changed
-from smallbatch.config import ConfigError, SmallBatchError
 from smallbatch.data import Description, describe, published
 from smallbatch.data.folders import preparation
 from smallbatch.data.sources import PUBLISHED
+from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.files import write_text
 from smallbatch.run import Run, setting
 

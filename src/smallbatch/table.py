@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from pandas.api.types import is_float_dtype
 
 from smallbatch.compose import compose, did_you_mean
-from smallbatch.config import ConfigError, one_line
 from smallbatch.data import describe
+from smallbatch.errors import ConfigError, one_line
 from smallbatch.powers import format_power, parse_power
 from smallbatch.run import VARIED, setting
 from smallbatch.store import Record

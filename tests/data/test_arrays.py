@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from smallbatch.config import ConfigError
 from smallbatch.data import Images, Split, arrays, blocks, describe, load, sources
 from smallbatch.data.arrays import channel_statistics, stratified
 from smallbatch.data.augment import crop_and_flip, draw_shifts
 from smallbatch.data.blocks import TestBlocks, TrainBlocks
+from smallbatch.errors import ConfigError
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 

@@ -13,10 +13,10 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from smallbatch.compose import compose
-from smallbatch.config import ConfigError
 from smallbatch.data import describe, folders, load
 from smallbatch.data.blocks import TestBlocks, TrainBlocks
 from smallbatch.data.folders import BrokenImage, centre_crop, draw_crops, open_rgb, random_crop
+from smallbatch.errors import ConfigError
 from smallbatch.run import make_run
 from smallbatch.store import Ended, Record
 from smallbatch.training.module import SmallBatch

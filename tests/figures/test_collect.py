@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.figures import draw
 from smallbatch.figures.collect import collect
 from smallbatch.grids.best_rates import best_rates

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from smallbatch.compose import compose
-from smallbatch.config import ConfigError, Figure
+from smallbatch.config import Figure
+from smallbatch.errors import ConfigError
 from smallbatch.grids.expand import Grid, expand, figure_config, figure_names, stages
 from smallbatch.run import make_run
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
-from smallbatch.config import ConfigError, Norm, Schedule
+from smallbatch.config import Norm, Schedule
+from smallbatch.errors import ConfigError
 from smallbatch.models import build
 from smallbatch.models.norm import GhostBatchNorm, Normalization
 from smallbatch.models.resnet import Block, ResNet

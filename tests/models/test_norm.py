@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norm import GhostBatchNorm, Normalization
 

@@ -19,7 +19,7 @@ from wandb_server import KEY, Recorder
 
 from smallbatch import lock, store
 from smallbatch.compose import compose
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.grids.expand import Grid, expand
 from smallbatch.grids.sweep import for_points
 from smallbatch.run import make_run

@@ -12,7 +12,8 @@ import pytest
 
 from smallbatch import store
 from smallbatch.compose import compose
-from smallbatch.config import ConfigError, Norm, Schedule, SmallBatchError
+from smallbatch.config import Norm, Schedule
+from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.run import Run
 from smallbatch.store import Record
 from smallbatch.table import table

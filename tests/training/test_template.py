@@ -12,8 +12,8 @@ from pytorch_lightning.loggers import CSVLogger
 import smallbatch
 from smallbatch import store
 from smallbatch.compose import compose
-from smallbatch.config import ConfigError
 from smallbatch.data import load_images
+from smallbatch.errors import ConfigError
 from smallbatch.run import make_run
 from smallbatch.training.fit import trainer_settings
 from smallbatch.training.train import train

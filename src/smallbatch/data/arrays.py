@@ -15,11 +15,12 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from smallbatch.compose import check_call, locate
-from smallbatch.config import ConfigError, Preparation
+from smallbatch.config import Preparation
 from smallbatch.data import folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
 from smallbatch.data.folders import FileSplit
 from smallbatch.data.sources import ARRAYS, PUBLISHED
+from smallbatch.errors import ConfigError
 from smallbatch.files import write_text
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from smallbatch.config import ConfigError, Preparation, one_line
+from smallbatch.config import Preparation
 from smallbatch.data.augment import AUGMENT, stream
+from smallbatch.errors import ConfigError, one_line
 
 _START = "fork" if sys.platform == "linux" else "spawn"
 CHUNK = 16  # images that a worker hands over at once: /dev/shm, where they wait, has 64 MiB in many containers

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.files import replacing
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

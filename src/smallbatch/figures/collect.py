@@ -8,7 +8,8 @@ import pandas as pd
 
 from smallbatch import store
 from smallbatch.compose import CONF, parse_words
-from smallbatch.config import ConfigError, Draw, Figure
+from smallbatch.config import Draw, Figure
+from smallbatch.errors import ConfigError
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import expand, figure_config, figure_names
 from smallbatch.run import Run

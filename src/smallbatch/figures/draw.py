@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.figures import panels
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.powers import format_power

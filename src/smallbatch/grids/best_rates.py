@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import fmean
 
-from smallbatch.config import NotYet
+from smallbatch.errors import NotYet
 from smallbatch.grids.expand import Describe, Rates, expand
 from smallbatch.store import Ended, Record
 

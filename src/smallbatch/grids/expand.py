@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smallbatch.compose import CONF, Axes, chooses_files, compose, no_setting, parse_words
-from smallbatch.config import ConfigError, Draw, Figure, TrainsNothing, Undefined, one_line
+from smallbatch.config import Draw, Figure
 from smallbatch.data import Description, describe
+from smallbatch.errors import ConfigError, TrainsNothing, Undefined, one_line
 from smallbatch.run import VARIED, Run, make_run
 
 _ABSENT = object()

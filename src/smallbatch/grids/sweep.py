@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from smallbatch import lock, store
-from smallbatch.config import ConfigError, TrainsNothing, one_line
 from smallbatch.data import describe
+from smallbatch.errors import ConfigError, TrainsNothing, one_line
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
 from smallbatch.grids.price import Prices, words

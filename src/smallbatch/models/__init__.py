@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from smallbatch.compose import accepted, check_call, locate
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.models.norm import Normalization
 from smallbatch.run import Run
 

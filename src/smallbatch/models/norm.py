@@ -17,7 +17,8 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from smallbatch.config import ConfigError, Norm
+from smallbatch.config import Norm
+from smallbatch.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

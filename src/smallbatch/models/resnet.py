@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.models.norm import Normalization, initialise
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torchvision import models
 
-from smallbatch.config import ConfigError
+from smallbatch.errors import ConfigError
 from smallbatch.models.norm import Normalization, initialise
 
 # Their second outputs in training have no place in the paper's loss.

@@ -24,7 +24,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import store
-from smallbatch.config import ConfigError, SmallBatchError, is_trial, one_line
+from smallbatch.config import is_trial
+from smallbatch.errors import ConfigError, SmallBatchError, one_line
 from smallbatch.files import write_text
 from smallbatch.run import Run
 from smallbatch.store import Record, Row

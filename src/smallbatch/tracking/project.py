@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from smallbatch import store
-from smallbatch.config import ConfigError, one_line
+from smallbatch.errors import ConfigError, one_line
 from smallbatch.run import Run
 from smallbatch.store import Record, Row
 from smallbatch.tracking.live import Place, login, open_run, wandb_errors

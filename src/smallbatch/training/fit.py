@@ -19,8 +19,8 @@ from pytorch_lightning.loggers import Logger
 from smallbatch import store
 from smallbatch.code import digests
 from smallbatch.compose import check_call, locate
-from smallbatch.config import ConfigError, one_line
 from smallbatch.data import Images
+from smallbatch.errors import ConfigError, one_line
 from smallbatch.files import replacing
 from smallbatch.machine import provenance
 from smallbatch.run import Run

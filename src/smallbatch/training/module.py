@@ -16,9 +16,9 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassStatScores
 
 from smallbatch.compose import accepted, check_call, locate
-from smallbatch.config import ConfigError
 from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import STATISTICS_GROUP, TestBlocks, TrainBlocks, statistics_batches
+from smallbatch.errors import ConfigError
 from smallbatch.models import build
 from smallbatch.models.norm import precise_statistics
 from smallbatch.run import Run

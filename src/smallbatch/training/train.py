@@ -8,7 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from smallbatch import lock, store
-from smallbatch.config import ConfigError, is_trial
+from smallbatch.config import is_trial
+from smallbatch.errors import ConfigError
 from smallbatch.run import make_run
 from smallbatch.store import Record
 

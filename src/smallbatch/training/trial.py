@@ -9,8 +9,8 @@ from traceback import format_exception
 import torch
 from torch import Tensor
 
-from smallbatch.config import ConfigError, one_line
 from smallbatch.data.arrays import Images
+from smallbatch.errors import ConfigError, one_line
 from smallbatch.files import write_text
 from smallbatch.models import build
 from smallbatch.run import Run

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from smallbatch import lock, store
 from smallbatch.cli import keep_interrupts, one_line_errors
 from smallbatch.compose import VERSION_BASE, check_names, plain_errors
-from smallbatch.config import is_trial, register
+from smallbatch.config import SEARCH, is_trial, register
 from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.files import disk_error
 from smallbatch.powers import format_power
@@ -105,6 +105,8 @@ def _refuse_grids(cfg: DictConfig) -> None:
         if name != "all" and not cfg.figure.scales:
             raise ConfigError(f"figure={name} trains nothing: python src/figures.py figure={name}")
         raise ConfigError(f"figure={name} is a grid: python src/train.py -m figure={name}")
+    if cfg.base_lr == SEARCH:
+        raise ConfigError("base_lr=search is a grid: python src/train.py -m base_lr=search …")
     if cfg.scale.name != "paper":
         raise ConfigError(f"scale={cfg.scale.name} belongs to figures: python src/train.py -m figure=… scale=…")
 

@@ -22,7 +22,7 @@ AGAIN = 0.1  # seconds until a lost interrupt comes again: out of the callback t
 # Settings that are no part of a run: how it is trained, kept and followed.
 BESIDE = (
     *("store", "overwrite", "save_weights", "wait", "progress"),
-    *("trainer", "callbacks", "logger", "wandb", "machine", "hydra"),
+    *("trainer", "callbacks", "logger", "wandb", "machine", "search", "hydra"),
 )
 
 

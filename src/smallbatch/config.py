@@ -248,6 +248,19 @@ class Wandb:
     notes: str | None = None
 
 
+SEARCH = "search"  # in place of a base_lr
+
+
+@dataclass
+class Search:
+    """How base_lr=search goes; never part of a run's identity."""
+
+    start: int | float | str | None = None  # null: the best η̃ of the next smaller batch size, for the smallest 2**-10
+    lowest: int | float | str = "2**-20"
+    highest: int | float | str = 1
+    points: int = 12  # the most η̃ for each batch size
+
+
 @dataclass
 class Figure:
     """A named set of runs and how it is drawn (see `grids/expand.py` for how its parts combine)."""
@@ -295,6 +308,7 @@ class Config:
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: Any = MISSING
     wandb: Wandb = field(default_factory=Wandb)
+    search: Search = field(default_factory=Search)
     store: str = "outputs/runs"
     overwrite: bool | str = False
     save_weights: bool | None = None

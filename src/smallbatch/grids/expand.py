@@ -7,7 +7,7 @@ figure's `scales[scale]` and the command line, the later ones replacing the earl
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smallbatch.compose import CONF, Axes, chooses_files, compose, no_setting, parse_words
-from smallbatch.config import Draw, Figure
+from smallbatch.config import SEARCH, Draw, Figure
 from smallbatch.data import Description, describe
 from smallbatch.errors import ConfigError, TrainsNothing, Undefined, one_line
+from smallbatch.grids.search import Bounds, Look, Searched, searched
 from smallbatch.run import VARIED, Run, make_run
 
 _ABSENT = object()
@@ -46,18 +47,27 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs of a command line, each once; `undefined`: (overrides, reason) of the points left out."""
+    """The runs of a command line, each once; `undefined`: (overrides, reason) of the points left out.
+
+    Of a search, those that it has asked for so far: it has more as long as batch sizes are `open`, which `kinds` are
+    runs of at any η̃, one a batch size and seed; `notes` tell what stopped one early.
+    """
 
     points: list[Point]
     undefined: list[tuple[str, str]]
     figures: list[Figure]
+    kinds: list[Run] = field(default_factory=list)
+    open: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
-def expand(arguments: list[str], describe: Describe = describe, rates: Rates | None = None) -> Grid:
+def expand(
+    arguments: list[str], describe: Describe = describe, rates: Rates | None = None, look: Look = lambda run: None
+) -> Grid:
     """Expand a command line into its grid.
 
-    `rates` finds what `base_lr: best` of a figure stands for. Raises ConfigError for what is wrong with every point,
-    or if no point is valid.
+    `rates` finds what `base_lr: best` of a figure stands for, `look` what is known of the runs of a search. Raises
+    ConfigError for what is wrong with every point, or if no point is valid.
     """
     given, plain = parse_words(arguments)
     figures = [figure_config(name) for name in figure_names(given.pop("figure", []))]
@@ -66,21 +76,58 @@ def expand(arguments: list[str], describe: Describe = describe, rates: Rates | N
     scales = given.pop("scale", ["paper"])
     points: dict[str, Point] = {}
     undefined: list[tuple[str, str]] = []
+    searches: list[Searched] = []
+    kinds: list[Run] = []
     for whose, axes in _products(figures, scales, given, rates):
         try:
-            for overrides, cfg in _configs(axes, plain):
-                try:
-                    point = _point(cfg, overrides, describe)
-                    points.setdefault(point.run.key, point)
-                except Undefined as error:
-                    undefined.append((" ".join(overrides), str(error)))
+            product, bounds = _expand_product(axes, plain, describe, undefined)
         except ConfigError as error:
             raise ConfigError(f"{whose}{error}") from None
+        runs = [(point, point.run) for point in product]
+        if bounds:
+            kinds += [point.run for point in product]
+            searches.append(searched(runs, look, bounds))
+            runs = searches[-1].runs
+        for point, run in runs:
+            points.setdefault(run.key, _at(point, run))
     if figures and not any(figure.scales for figure in figures):
         raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
     if not points:
         raise none_left(reason for _, reason in undefined)
-    return Grid(list(points.values()), undefined, figures)
+    notes = [note for search in searches for note in search.notes]
+    return Grid(list(points.values()), undefined, figures, kinds, sum(search.open for search in searches), notes)
+
+
+_PLACED = "base_lr=1/1024"  # any η̃, in place of one that a search finds
+
+
+def _expand_product(
+    axes: Axes, plain: list[str], describe: Describe, undefined: list[tuple[str, str]]
+) -> tuple[list[Point], Bounds | None]:
+    """The points of a product; of a search those at any one η̃, and its bounds. Raises ConfigError."""
+    bounds = None
+    search = SEARCH in axes.get("base_lr", [])
+    if search:
+        if len(axes["base_lr"]) > 1:
+            raise ConfigError("base_lr=search: stands alone; search.lowest and search.highest bound it")
+        axes = axes | {"base_lr": [_PLACED.partition("=")[2]]}
+    points = []
+    for overrides, cfg in _configs(axes, plain):
+        try:
+            points.append(_point(cfg, overrides, describe))
+            bounds = Bounds.of(cfg.search) if search else None
+        except Undefined as error:
+            undefined.append((" ".join(w for w in overrides if not search or w != _PLACED), str(error)))
+    return points, bounds
+
+
+def _at(point: Point, run: Run) -> Point:
+    """The point of a run that differs from a point's own in η̃ at most."""
+    if run.base_lr == point.run.base_lr:
+        return point
+    return replace(
+        point, run=run, overrides=[f"base_lr={run.base_lr!r}" if w == _PLACED else w for w in point.overrides]
+    )
 
 
 def none_left(reasons: Iterable[str]) -> ConfigError:

@@ -24,10 +24,11 @@ MOST_NAMED = 10  # lines in a list
 class Results:
     """Which points of a grid have ended, whoever trained them, and which are missing. Each result is read once."""
 
-    def __init__(self, folders: Path, points: list[Point]) -> None:
-        self.folders, self.missing = folders, list(points)
-        self.ended: dict[str, dict[str, Any]] = {}  # results, by key
-        self.seen = {point.run.key: self._stamp(point) for point in points}
+    def __init__(self, folders: Path, points: list[Point], ended: dict[str, dict[str, Any]] | None = None) -> None:
+        self.folders = folders
+        self.ended = dict(ended or {})  # results, by key
+        self.missing = [point for point in points if point.run.key not in self.ended]
+        self.seen = {point.run.key: self._stamp(point) for point in self.missing}
 
     def folder(self, point: Point) -> Path:
         """Where the point's run lives."""
@@ -37,6 +38,10 @@ class Results:
         """`finished`, `diverged`, `failed`, or None as long as there is no result."""
         result = self.ended.get(point.run.key)
         return result["status"] if result else None
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """The results that count as done, by key."""
+        return {key: result for key, result in self.ended.items() if result["status"] in store.ENDED}
 
     def take_ended(self, cfg: DictConfig) -> None:
         """Take the sound results that are there; what failed, is damaged or to be overwritten is trained again."""

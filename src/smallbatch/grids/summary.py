@@ -33,7 +33,7 @@ def sum_up(grid: Grid, results: Results, before: set[str], words: list[str], dra
             print(*_table(cells), sep="\n")
             if not grid.figures:
                 _show(ended, results, cells, draw)
-                print(*next_try(cells, diverged), sep="\n")
+                print(*(grid.notes if grid.kinds else next_try(cells, diverged)), sep="\n")
     elif not grid.figures:
         print("no table or picture, since more varies than batch sizes, η̃ and seed; python src/runs.py list has all")
     if grid.figures and ended:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stage
 from smallbatch.grids.price import Prices, words
 from smallbatch.grids.progress import Progress, Results, few, runs
 from smallbatch.grids.summary import Draw, sum_up
+from smallbatch.run import Run
 from smallbatch.store import Ended
 from smallbatch.tracking.live import Place, settled
 
@@ -45,30 +47,56 @@ def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Draw | No
 
 
 def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Draw | None) -> bool:
-    """Train the missing points of one stage; whether every point is finished or diverged. Raises ConfigError."""
+    """Train the missing points of one stage; whether every point is finished or diverged. Raises ConfigError.
+
+    A search has several rounds: what has ended in one decides what the next one trains.
+    """
     folders = Path(cfg.store)
-    grid = expand(arguments, rates=lambda *asked: _best_rates(folders)(*asked))
-    results = Results(folders, grid.points)
-    results.take_ended(cfg)
-    before = set(results.ended)
-    _check_store(results)
-    grid = _without_refused(grid, results)
-    _say_plan(grid, len(before), results.missing, cfg)
-    costs = _price(results.missing, Prices(folders.parent / "calibration.json"))
-    common = [f"store={quoted(cfg.store)}", *for_points(cfg, grid, arguments)] if results.missing else []
-    # The longest first, so that processes in parallel end together.
-    results.missing.sort(key=lambda point: costs[point.run.key], reverse=True)
-    interrupted = False
-    with Progress(results, costs) as progress:
-        try:
-            _train_all(progress, launch, common, cfg.wait)
-        except KeyboardInterrupt:
-            interrupted = True
+    results = Results(folders, [])
+    before: set[str] = set()
+    trained: set[str] = set()
+    interrupted, more = False, True
+    while more and not interrupted:
+        look = partial(_look, folders, cfg, results.ended)
+        grid = expand(arguments, rates=lambda *asked: _best_rates(folders)(*asked), look=look)
+        results = Results(folders, grid.points, results.done())
+        results.take_ended(cfg)
+        before |= set(results.ended) - trained
+        _check_store(results)
+        grid = _without_refused(grid, results)
+        _say_plan(grid, len(results.ended), results.missing, cfg)
+        trained |= {point.run.key for point in results.missing}
+        more = bool(grid.open and results.missing)
+        interrupted = _train_missing(grid, results, launch, cfg, arguments)
+        more &= all(results.status(point) in store.ENDED for point in grid.points)
     sum_up(grid, results, before, _without(arguments, _HOW), draw)
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     return all(results.status(point) in store.ENDED for point in grid.points)
+
+
+def _train_missing(grid: Grid, results: Results, launch: Launch, cfg: DictConfig, arguments: list[str]) -> bool:
+    """Train what is missing; whether Ctrl-C ended it."""
+    costs = _price(results.missing, Prices(results.folders.parent / "calibration.json"))
+    common = [f"store={quoted(cfg.store)}", *for_points(cfg, grid, arguments)] if results.missing else []
+    # The longest first, so that processes in parallel end together.
+    results.missing.sort(key=lambda point: costs[point.run.key], reverse=True)
+    with Progress(results, costs) as progress:
+        try:
+            _train_all(progress, launch, common, cfg.wait)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _look(folders: Path, cfg: DictConfig, ended: dict[str, Any], run: Run) -> dict[str, Any] | None:
+    """What a search knows of a run: what has ended since it began, or what is kept from before."""
+    if run.key not in ended:
+        record = store.kept(store.folder(folders, run), cfg, lambda line: None)
+        return record.result if record else None
+    result: dict[str, Any] = ended[run.key]
+    return result if result["status"] in store.ENDED else None
 
 
 def _best_rates(folders: Path) -> Rates:
@@ -109,6 +137,7 @@ def _say_plan(grid: Grid, found: int, missing: list[Point], cfg: DictConfig) -> 
     updates = sum(p.updates for p in missing)
     images = sum(p.updates * p.run.batch_size for p in missing)
     left_out = f", {len(grid.undefined)} left out" if grid.undefined else ""
+    left_out += f"; the search has {grid.open} batch sizes to go" if grid.open else ""
     print(
         f"{runs(len(grid.points))}: {found} finished before, {len(missing)} to train "
         f"({updates:,} updates, {images:,} images){left_out}",

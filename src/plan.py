@@ -22,8 +22,10 @@ from smallbatch.data import describe, published
 from smallbatch.data.sources import PUBLISHED
 from smallbatch.errors import ConfigError
 from smallbatch.grids.best_rates import best_rates
-from smallbatch.grids.expand import Point, Rates, expand, figure_config, figure_names
-from smallbatch.grids.price import Prices, expected_share, words
+from smallbatch.grids.expand import Grid, Point, Rates, expand, figure_config, figure_names
+from smallbatch.grids.price import Prices, expected_share, price_of, rest_of_search, words
+from smallbatch.grids.progress import sizes
+from smallbatch.grids.search import EXPECTED
 from smallbatch.machine import processes
 from smallbatch.store import Ended
 
@@ -59,15 +61,18 @@ def main() -> None:
 def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
     """A row a figure, and the total, in which runs that figures share count once. Raises ConfigError."""
     rows, total, seen = [], Row("all together"), set()
-    grids = [(name, *_points(line, ended)) for name, line in _lines(arguments)]  # what is wrong comes before measuring
-    for name, points, guessed in grids:
+    grids = [(name, *_grid(line, ended)) for name, line in _lines(arguments)]  # what is wrong comes before measuring
+    for name, grid, guessed in grids:
         row = Row(name + ("*" if guessed else ""))
-        for point in sorted(points, key=lambda point: point.run.key in ended.records):  # to be measured before checked
+        for point in sorted(grid.points, key=lambda point: point.run.key in ended.records):  # measured before checked
             entry = _price(point, ended, prices)
             _add(row, entry)
             if point.run.key not in seen:
                 seen.add(point.run.key)
                 _add(total, entry)
+        expected, most = rest_of_search(grid, prices)
+        for whole in (row, total):
+            _add(whole, Row("", at_most=most, expected=expected))
         rows.append(row)
     _print([*rows, total] if len(rows) > 1 else rows)
     count = processes()
@@ -77,12 +82,23 @@ def plan(arguments: list[str], ended: Ended, prices: Prices) -> None:
             f"Check: finished runs that this machine trained: {total.checked}; they took {words(total.took)}, "
             f"priced at {words(total.priced)} (× {total.priced / total.took:.2f})."
         )
-    whole = (point.images for _, points, _ in grids for point in points if point.run.data["train_size"] is None)
+    for name, grid, _ in grids:
+        if grid.open:
+            print(
+                f"{name}: a search, with {sizes(grid.sizes_open)} to go. Expected: {EXPECTED} η̃ for each; at most: "
+                f"{grid.most} (search.points). Its runs are those that it has asked for so far."
+            )
+    _say_published(grids)
+    if any(row.name.endswith("*") for row in rows):
+        print("* takes the best η̃ of runs that are not there yet; any η̃ costs as much if nothing diverges.")
+
+
+def _say_published(grids: list[tuple[str, Grid, bool]]) -> None:
+    """Where a published data set has another size here."""
+    whole = (point.images for _, grid, _ in grids for point in grid.points if point.run.data["train_size"] is None)
     for name, here in sorted({(images.name, images.train_size) for images in whole if images.name in PUBLISHED}):
         if here != PUBLISHED[name][2]:
             print(f"{name} has {here:,} training images here, of {PUBLISHED[name][2]:,} published.")
-    if any(row.name.endswith("*") for row in rows):
-        print("* takes the best η̃ of runs that are not there yet; any η̃ costs as much if nothing diverges.")
 
 
 def _lines(arguments: list[str]) -> list[tuple[str, list[str]]]:
@@ -95,8 +111,8 @@ def _lines(arguments: list[str]) -> list[tuple[str, list[str]]]:
     return [(name, [f"figure={name}", *rest]) for name in names] if given else [("grid", arguments)]
 
 
-def _points(arguments: list[str], ended: Ended) -> tuple[list[Point], bool]:
-    """The points of a grid, and whether η̃ had to be guessed since the runs that tell it are missing."""
+def _grid(arguments: list[str], ended: Ended) -> tuple[Grid, bool]:
+    """A grid, and whether η̃ had to be guessed since the runs that tell it are missing."""
     guessed = False
     known = best_rates(ended, _describe(ended))
 
@@ -109,7 +125,7 @@ def _points(arguments: list[str], ended: Ended) -> tuple[list[Point], bool]:
             return dict.fromkeys(sizes, 2.0**-9)
 
     found: Rates = rates
-    return expand(arguments, _describe(ended), found).points, guessed
+    return expand(arguments, _describe(ended), found, ended.look), guessed
 
 
 def _describe(ended: Ended) -> Any:
@@ -131,7 +147,7 @@ def _price(point: Point, ended: Ended, prices: Prices) -> Row:
             row.checked, row.took, row.priced = 1, result["seconds"], prices.work(run, point.updates, *images)
         return row
     share = expected_share(run, ended.alike(run))
-    whole, part = (prices.seconds(run, point.updates, *images, s) for s in (1.0, share))
+    whole, part = (price_of(point, prices, s) for s in (1.0, share))
     return Row("", 1, 0, point.updates, point.updates * run.batch_size, whole, part)
 
 

@@ -103,6 +103,8 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
     """
     from joblib import Parallel, delayed, parallel_config
 
+    from smallbatch.data import describe
+    from smallbatch.grids.best_rates import best_rates
     from smallbatch.grids.expand import expand, stages
     from smallbatch.grids.sweep import sweep
 
@@ -117,8 +119,10 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
         sweep(words, launch, cfg)
     except SystemExit as stop:
         raise SmallBatchError(f"the grid is not whole: {stop.code}") from None
-    keys = {point.run.key for stage in stages(words) for point in expand(stage).points}
-    frame = table(folders.ended(Path(cfg.store)).values())
+    ended = Ended(folders.ended(Path(cfg.store)))
+    rates = best_rates(ended, describe)
+    keys = {point.run.key for stage in stages(words) for point in expand(stage, describe, rates, ended.look).points}
+    frame = table(ended.records.values())
     return frame[frame["key"].isin(keys)]
 
 

@@ -322,6 +322,11 @@ class Ended:
         self.fingerprints = {name: fingerprint for (name, fingerprint), _ in reversed(seen.most_common())}
         self.kinds = Counter(name for name, _ in seen)
 
+    def look(self, run: Run) -> dict[str, Any] | None:
+        """A run's result, if it has ended."""
+        record = self.records.get(run.key)
+        return record.result if record else None
+
     def describe(self, data: dict[str, Any]) -> Description:
         """What the data of a config are, as the runs know it: no image is read, and none downloaded.
 
@@ -345,6 +350,16 @@ class Ended:
     def alike(self, run: Run) -> list[Record]:
         """The runs of a run's setting, whatever their batch sizes, η̃ and seed."""
         return self.by_setting.get(setting(run), [])
+
+    def of_kinds(self, kinds: list[Run], any_seed: bool) -> list[Record]:
+        """The runs that differ from one of these in η̃ at most; with `any_seed` in the seed too."""
+
+        def kind(run: Run) -> str:
+            return replace(run, base_lr=1.0, seed=0 if any_seed else run.seed).key
+
+        wanted = {kind(run) for run in kinds}
+        near = [record for name in {setting(run) for run in kinds} for record in self.by_setting.get(name, [])]
+        return [record for record in near if kind(record.run) in wanted]
 
     def of(self, runs: Iterable[Run], any_seed: bool) -> tuple[list[Record], list[Run]]:
         """The records of some runs, and the runs that have none; with `any_seed` a cell's other seeds count."""

@@ -112,9 +112,12 @@ def collect(name: str, scale: str, words: list[str], ended: Ended) -> FigureRuns
     missing: list[Run] = []
     if figure.scales:
         rates = best_rates(ended, ended.describe)
-        grid = expand([f"figure={name}", f"scale={scale}", *words], ended.describe, rates)
+        grid = expand([f"figure={name}", f"scale={scale}", *words], ended.describe, rates, ended.look)
         any_seed = not any(word.startswith("seed=") for word in words)
         records, missing = ended.of((point.run for point in grid.points), any_seed)
+        # What a search has: all that is there of its batch sizes, and what it would train next.
+        more = ended.of_kinds([point.run for point in grid.kinds], any_seed)
+        records = list({record.run.key: record for record in [*records, *more]}.values())
     own = any(word.startswith(("model=", "data=")) for word in words)  # and so no stand-in for the paper's
     stand_in = f"stand-in, {figure.stand_in[scale]}" if scale in figure.stand_in and not own else ""
     return FigureRuns(

@@ -20,7 +20,7 @@ from smallbatch.compose import CONF, Axes, chooses_files, compose, no_setting, p
 from smallbatch.config import SEARCH, Draw, Figure
 from smallbatch.data import Description, describe
 from smallbatch.errors import ConfigError, TrainsNothing, Undefined, one_line
-from smallbatch.grids.search import Bounds, Look, Searched, searched
+from smallbatch.grids.search import Bounds, Look, searched
 from smallbatch.run import VARIED, Run, make_run
 
 _ABSENT = object()
@@ -49,16 +49,22 @@ class Point:
 class Grid:
     """The runs of a command line, each once; `undefined`: (overrides, reason) of the points left out.
 
-    Of a search, those that it has asked for so far: it has more as long as batch sizes are `open`, which `kinds` are
-    runs of at any η̃, one a batch size and seed; `notes` tell what stopped one early.
+    Of a search, those that it has asked for so far; `kinds` are points at any η̃, one a batch size and seed, of which
+    those that go on are `open`, up to `most` η̃ each; `notes` tell what ended others early.
     """
 
     points: list[Point]
     undefined: list[tuple[str, str]]
     figures: list[Figure]
-    kinds: list[Run] = field(default_factory=list)
-    open: int = 0
+    kinds: list[Point] = field(default_factory=list)
+    open: list[Point] = field(default_factory=list)
+    most: int = 0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def sizes_open(self) -> int:
+        """How many batch sizes a search has not done with."""
+        return len({replace(point.run, seed=0).key for point in self.open})
 
 
 def expand(
@@ -76,8 +82,7 @@ def expand(
     scales = given.pop("scale", ["paper"])
     points: dict[str, Point] = {}
     undefined: list[tuple[str, str]] = []
-    searches: list[Searched] = []
-    kinds: list[Run] = []
+    found = Grid([], undefined, figures)
     for whose, axes in _products(figures, scales, given, rates):
         try:
             product, bounds = _expand_product(axes, plain, describe, undefined)
@@ -85,17 +90,19 @@ def expand(
             raise ConfigError(f"{whose}{error}") from None
         runs = [(point, point.run) for point in product]
         if bounds:
-            kinds += [point.run for point in product]
-            searches.append(searched(runs, look, bounds))
-            runs = searches[-1].runs
+            search = searched(runs, look, bounds)
+            runs = search.runs
+            found.kinds.extend(product)
+            found.open.extend(point for point, _ in search.open)
+            found.notes.extend(search.notes)
+            found = replace(found, most=bounds.points)
         for point, run in runs:
             points.setdefault(run.key, _at(point, run))
     if figures and not any(figure.scales for figure in figures):
         raise TrainsNothing("; ".join(map(_trains_nothing, figures)))
     if not points:
         raise none_left(reason for _, reason in undefined)
-    notes = [note for search in searches for note in search.notes]
-    return Grid(list(points.values()), undefined, figures, kinds, sum(search.open for search in searches), notes)
+    return replace(found, points=list(points.values()))
 
 
 _PLACED = "base_lr=1/1024"  # any η̃, in place of one that a search finds
@@ -122,7 +129,7 @@ def _expand_product(
 
 
 def _at(point: Point, run: Run) -> Point:
-    """The point of a run that differs from a point's own in η̃ at most."""
+    """The point of a run that differs from a point's own in η̃ at most, where that is a placeholder."""
     if run.base_lr == point.run.base_lr:
         return point
     return replace(

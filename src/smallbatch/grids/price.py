@@ -1,12 +1,15 @@
 """What runs cost on this machine: the seconds of an update and of a test image, measured once and kept."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from smallbatch.files import write_text
+from smallbatch.grids.expand import Grid, Point
+from smallbatch.grids.search import EXPECTED
 from smallbatch.run import Run
 from smallbatch.store import Record
 from smallbatch.training.speed import Rate, Shape, label, measurable, measure
@@ -69,6 +72,24 @@ def _machine() -> list[str]:
     from smallbatch.machine import device_name
 
     return [device_name(), f"torch {version('torch')}"]
+
+
+def price_of(point: Point, prices: Prices, share: float = 1.0) -> float:
+    """Seconds of a point, measured now if its kind never was."""
+    images = (point.images.test_size, point.images.shape, point.images.classes)
+    return prices.seconds(point.run, point.updates, *images, share)
+
+
+def rest_of_search(grid: Grid, prices: Prices) -> tuple[float, float]:
+    """Seconds of what a search has not asked for yet: as expected, and at most."""
+    asked = Counter(replace(point.run, base_lr=1.0).key for point in grid.points)
+    expected = most = 0.0
+    for point in grid.open:
+        tried = asked[replace(point.run, base_lr=1.0).key]
+        cost = price_of(point, prices)
+        expected += cost * max(0, EXPECTED - tried)
+        most += cost * max(0, grid.most - tried)
+    return expected, most
 
 
 def expected_share(run: Run, alike: Iterable[Record]) -> float:

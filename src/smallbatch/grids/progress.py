@@ -169,6 +169,11 @@ def runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs"
 
 
+def sizes(count: int) -> str:
+    """`1 batch size` or `7 batch sizes`."""
+    return "1 batch size" if count == 1 else f"{count} batch sizes"
+
+
 def few(lines: list[str], what: str) -> list[str]:
     """The first of some lines, and how many more there are."""
     more = len(lines) - MOST_NAMED

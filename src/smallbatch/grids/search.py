@@ -19,6 +19,7 @@ from smallbatch.run import Run, setting
 from smallbatch.table import least_reliable
 
 START = -10  # log2 of the η̃ that the smallest batch size starts at
+EXPECTED = 5  # η̃ a batch size, for a price
 RELIABLE = 0.5  # of the way from chance to the best, as figure 16 has it
 
 Result = dict[str, Any]  # of result.json
@@ -120,10 +121,10 @@ def _choices(scores: dict[int, list[float]]) -> list[int]:
 
 
 class Searched(NamedTuple):
-    """Searches so far: the runs asked for, how many batch sizes go on, and what ended others early."""
+    """Searches so far: the runs asked for, the templates of what goes on, and what ended others early."""
 
     runs: list[tuple[Any, Run]]
-    open: int
+    open: list[tuple[Any, Run]]
     notes: list[str]
 
 
@@ -136,7 +137,7 @@ def searched(templates: Sequence[tuple[Any, Run]], look: Look, bounds: Bounds) -
     chains: dict[str, dict[tuple[int, int], list[tuple[Any, Run]]]] = defaultdict(lambda: defaultdict(list))
     for source, run in templates:
         chains[setting(run)][run.batch_size, run.bn_batch_size or run.batch_size].append((source, run))
-    found, unfinished, notes = [], 0, []
+    found, unfinished, notes = [], [], []
     for kinds in chains.values():
         start, best_before = START if bounds.start is None else bounds.start, 0.0
         for done, kind in enumerate(sorted(kinds)):
@@ -149,7 +150,7 @@ def searched(templates: Sequence[tuple[Any, Run]], look: Look, bounds: Bounds) -
             path = climb(results, start, bounds, best_before)
             found += [(source, _at(run, octave)) for octave in path.asked for source, run in same]
             if path.missing:
-                unfinished += len(kinds) - done
+                unfinished += [template for later in sorted(kinds)[done:] for template in kinds[later]]
                 break
             if path.stopped:
                 notes.append(f"{_name(same[0][1])}: {_WHY[path.stopped]}; see {path.stopped}")

@@ -16,8 +16,8 @@ from smallbatch.data import describe
 from smallbatch.errors import ConfigError, TrainsNothing, one_line
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
-from smallbatch.grids.price import Prices, words
-from smallbatch.grids.progress import Progress, Results, few, runs
+from smallbatch.grids.price import Prices, price_of, rest_of_search, words
+from smallbatch.grids.progress import Progress, Results, few, runs, sizes
 from smallbatch.grids.summary import Draw, sum_up
 from smallbatch.run import Run
 from smallbatch.store import Ended
@@ -64,10 +64,16 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Dr
         before |= set(results.ended) - trained
         _check_store(results)
         grid = _without_refused(grid, results)
-        _say_plan(grid, len(results.ended), results.missing, cfg)
+        prices = Prices(folders.parent / "calibration.json")
+        if trained:
+            _say_round(grid, results.missing)
+            costs = _costs(results.missing, prices) or _rough(results.missing)
+        else:
+            _say_plan(grid, len(before), results.missing, cfg)
+            costs = _price(grid, results.missing, prices)
         trained |= {point.run.key for point in results.missing}
         more = bool(grid.open and results.missing)
-        interrupted = _train_missing(grid, results, launch, cfg, arguments)
+        interrupted = _train_missing(grid, results, costs, launch, cfg, arguments)
         more &= all(results.status(point) in store.ENDED for point in grid.points)
     sum_up(grid, results, before, _without(arguments, _HOW), draw)
     if interrupted:
@@ -76,9 +82,10 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Dr
     return all(results.status(point) in store.ENDED for point in grid.points)
 
 
-def _train_missing(grid: Grid, results: Results, launch: Launch, cfg: DictConfig, arguments: list[str]) -> bool:
+def _train_missing(
+    grid: Grid, results: Results, costs: dict[str, float], launch: Launch, cfg: DictConfig, arguments: list[str]
+) -> bool:
     """Train what is missing; whether Ctrl-C ended it."""
-    costs = _price(results.missing, Prices(results.folders.parent / "calibration.json"))
     common = [f"store={quoted(cfg.store)}", *for_points(cfg, grid, arguments)] if results.missing else []
     # The longest first, so that processes in parallel end together.
     results.missing.sort(key=lambda point: costs[point.run.key], reverse=True)
@@ -137,10 +144,10 @@ def _say_plan(grid: Grid, found: int, missing: list[Point], cfg: DictConfig) -> 
     updates = sum(p.updates for p in missing)
     images = sum(p.updates * p.run.batch_size for p in missing)
     left_out = f", {len(grid.undefined)} left out" if grid.undefined else ""
-    left_out += f"; the search has {grid.open} batch sizes to go" if grid.open else ""
     print(
         f"{runs(len(grid.points))}: {found} finished before, {len(missing)} to train "
-        f"({updates:,} updates, {images:,} images){left_out}",
+        f"({updates:,} updates, {images:,} images){left_out}"
+        + (f"; more of the search of {sizes(grid.sizes_open)} then" if grid.open else ""),
         flush=True,
     )
     if found and store.watched(cfg):
@@ -154,24 +161,45 @@ def _check_store(results: Results) -> None:
             pass
 
 
-def _price(missing: list[Point], prices: Prices) -> dict[str, float]:
+def _say_round(grid: Grid, missing: list[Point]) -> None:
+    """What a search trains next."""
+    kinds = dict.fromkeys(point.run.label.partition(" s=")[0] for point in missing)
+    if missing:
+        print(*(f"search: {kind}" for kind in kinds), f"{sizes(grid.sizes_open)} to go", sep=", ", flush=True)
+
+
+def _price(grid: Grid, missing: list[Point], prices: Prices) -> dict[str, float]:
     """What each run costs, by key: seconds on this machine if it does not diverge, and prints their sum.
 
-    Not measured for a grid that may be over sooner; then in proportion, an update costing about as much as 5 images
-    more (`tests/benchmark.py`, AlexNet).
+    Not measured for a grid that may be over sooner.
     """
-    rough = {p.run.key: p.updates * (p.run.batch_size + 5.0) * math.prod(p.images.shape[:2]) / 1024 for p in missing}
-    if sum(rough.values()) < WORTH_MEASURING and not all(prices.knows(p.run, p.images.shape) for p in missing):
+    rough = _rough(missing)
+    worth = sum(rough.values()) * (grid.most or 1) >= WORTH_MEASURING
+    costs = _costs(missing, prices, measure=worth)
+    if costs is None:
         print("time not measured for so few images; python src/plan.py does", flush=True)
         return rough
-    seconds = {
-        p.run.key: prices.seconds(p.run, p.updates, p.images.test_size, p.images.shape, p.images.classes)
-        for p in missing
-    }
-    if missing:
-        total = words(sum(seconds.values()))
-        print(f"at most {total} of one process on this machine, less where runs diverge", flush=True)
-    return seconds
+    if missing and grid.open:
+        least, most = rest_of_search(grid, prices)
+        total = sum(costs.values())
+        print(f"about {words(total + least)} of one process on this machine, at most {words(total + most)}", flush=True)
+    elif missing:
+        print(
+            f"at most {words(sum(costs.values()))} of one process on this machine, less where runs diverge", flush=True
+        )
+    return costs
+
+
+def _rough(missing: list[Point]) -> dict[str, float]:
+    """In proportion: an update costs about as much as 5 images more (`tests/benchmark.py`, AlexNet)."""
+    return {p.run.key: p.updates * (p.run.batch_size + 5.0) * math.prod(p.images.shape[:2]) / 1024 for p in missing}
+
+
+def _costs(missing: list[Point], prices: Prices, measure: bool = False) -> dict[str, float] | None:
+    """Seconds of each run, by key; None if a kind is not known and not to be measured."""
+    if not measure and not all(prices.knows(point.run, point.images.shape) for point in missing):
+        return None
+    return {point.run.key: price_of(point, prices) for point in missing}
 
 
 def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool) -> None:

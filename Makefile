@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo smoke test test-fast lint bench clean
+.PHONY: help setup demo smoke test test-fast lint bench simulate clean
 
 help:
 	@echo "make demo   train a grid on scikit-learn's digits, draw it and judge two claims (no download of data)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-fast   those that train nothing"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  measure speed and memory"
+	@echo "make simulate   what the claims' intervals cover and how soon they decide, on made-up runs"
 	@echo "make clean  remove .venv and caches; outputs stay"
 
 setup: .venv/ready
@@ -26,8 +27,8 @@ setup: .venv/ready
 	@touch $@
 
 demo: setup
-	$(BIN)/python src/train.py -m figure=fig02 scale=smoke seed=0,1,2,3,4 hydra/launcher=local
-	$(BIN)/python src/figures.py figure=fig02 scale=smoke seed=0,1,2,3,4
+	$(BIN)/python src/train.py -m figure=fig02 scale=smoke seeds=5 hydra/launcher=local
+	$(BIN)/python src/figures.py figure=fig02 scale=smoke seeds=5
 
 smoke: setup
 	$(BIN)/python src/train.py -m figure=all scale=smoke hydra/launcher=local
@@ -46,6 +47,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python tests/benchmark.py
+
+simulate: setup
+	$(BIN)/python tests/claims/simulate.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -158,6 +158,8 @@ def no_setting(key: str, cfg: DictConfig) -> str:
     group, _, name = key.lstrip("+").partition(".")
     if group == "trainer" and name in INSTEAD:
         return f"{key}: {INSTEAD[name]}"
+    if key == "seeds":
+        return "seeds is of a grid: add -m; one run has seed=…"
     if key in ("lr", "learning_rate"):
         return f"{key}: use base_lr; the learning rate is base_lr × batch_size"
     top = [str(name) for name in cfg]
@@ -178,7 +180,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
     """Axes by key, values as typed, and the overrides that are no axis (`+new=…`, `~gone`), by Hydra's grammar.
 
-    Raises ConfigError.
+    `seeds=3` is the axis seed=1,2,3: seed 0, of pilots, is not among them. Raises ConfigError.
 
     >>> parse_words(["batch_size=2,4", "base_lr=1/512"])
     ({'batch_size': ['2', '4'], 'base_lr': ['1/512']}, [])
@@ -193,6 +195,12 @@ def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
             plain.append(override.input_line or "")
         else:
             axes[override.get_key_element()] = _values(override)
+    if number := axes.pop("seeds", None):
+        if "seed" in axes or len(number) > 1 or not number[0].isdecimal() or int(number[0]) < 1:
+            raise ConfigError(
+                f"seeds={','.join(number)}: is how many seeds, 1 up, in place of seed=…; usual are 3, 5, 8"
+            )
+        axes["seed"] = [str(seed) for seed in range(1, int(number[0]) + 1)]
     return axes, plain
 
 

@@ -66,22 +66,22 @@ def test_supported_on_every_figure_where_the_paper_is_right(claim, world):
 
 @pytest.mark.parametrize("claim", IDS)
 def test_undecided_with_one_seed(claim):
-    found = row(claim, {name: figure(name, seeds=(0,)) for name in NAMES})
+    found = row(claim, {name: figure(name, seeds=(1,)) for name in NAMES})
     for verdict in found.verdicts:
         assert (verdict.state, verdict.why) == (UNDECIDED, "seeds")
-        assert "1 seed in all cells" in verdict.reason
-        assert [need.words for need in verdict.needs] == [("seed=0,1,2",)]
+        assert "1 seed from 1 on in the cells" in verdict.reason
+        assert [need.words for need in verdict.needs] == [("seeds=3",)]
     assert found.counted == f"{len(found.verdicts)} undecided"
 
 
-@pytest.mark.parametrize(
-    ("claim", "column"), [("C1", "fig01"), ("C2", "fig08"), ("C3", "fig08"), ("C5", "resnet32_nobn"), ("C10", "fig12")]
-)
-def test_reliability_needs_three_seeds(claim, column):
-    found = row(claim, {name: figure(name, seeds=(0, 1)) for name in NAMES})
-    verdict = next(v for v in found.verdicts if v.column == column)
-    assert (verdict.state, verdict.why) == (UNDECIDED, "seeds")
-    assert "at least 3 needed" in verdict.reason
+@pytest.mark.parametrize("claim", IDS)
+def test_before_the_first_look_an_effect_is_shown_and_decides_nothing(claim):
+    found = row(claim, {name: figure(name, seeds=(1, 2)) for name in NAMES})
+    for verdict in found.verdicts:
+        assert (verdict.state, verdict.why) == (UNDECIDED, "seeds")
+        assert "2 seeds of 3" in verdict.reason
+        assert {part.verdict for part in verdict.parts if part.counts} == {UNDECIDED}
+    assert claim in ("C2", "C5") or any(part.effect is not None for v in found.verdicts for part in v.parts)
 
 
 @pytest.mark.trains
@@ -102,7 +102,7 @@ def test_a_row_is_counted(world):
         "fig03": replace(world["fig03"], frame=pd.DataFrame()),
     }
     assert row("C4", world, **figures).counted == "supported in 1, not in 1, 1 not trained"
-    one = {"fig01": figure("fig01", seeds=(0,)), **figures}
+    one = {"fig01": figure("fig01", seeds=(1,)), **figures}
     assert row("C4", world, **one).counted == "not in 1, 1 undecided, 1 not trained"
 
 
@@ -135,7 +135,7 @@ WRONG = [
     ("C1", {"fig01": figure("fig01", rising)}, "fall from the smallest m"),
     ("C1", {"fig02": figure("fig02", late_drop)}, "beyond the whole fall before"),
     ("C1", {"fig03": figure("fig03", lambda m, e, b: None if e > -2 else 75 + e)}, "trains at every m"),
-    ("C2", {"fig08": figure("fig08", lambda m, e, b: None if e > -3 else 80 + e)}, "fig08: reliable η̃ of 13"),
+    ("C2", {"fig08": figure("fig08", lambda m, e, b: None if e > -3 else 80 + e)}, "fig08: highest reliable η̃"),
     ("C2", {"fig05": figure("fig05", lambda m, e, b: None if e > -9 + (m == 64) * 4 else 80)}, "fig05"),
     ("C3", {"fig08": figure("fig08", resnet_bn(92, critical=2048))}, "loss of m = 32 at η̃* = 2^-3"),
     ("C3", {"fig09": figure("fig09", resnet_bn(69, critical=4))}, "loss of m = 8"),
@@ -200,7 +200,7 @@ def narrower(octaves, whatever=SIZES):
 UNCLEAR = [
     ("C1", {"fig01": figure("fig01", sizes=[2])}, "fewer than three m"),
     ("C1", {"fig01": figure("fig01", lambda m, e, b: None if e > -2 else 75 + e, sizes=[2, 4])}, "fewer than three m"),
-    ("C2", {"fig01": figure("fig01", narrower(1))}, "one less only"),
+    ("C2", {"fig01": figure("fig01", narrower(1))}, "one step only"),
     ("C2", {"fig01": figure("fig01", narrower(3), sizes=SIZES[:3])}, "spans less than a factor 16"),
     ("C3", {"fig08": figure("fig08", sizes=[2, 8])}, "lacks m ≤ 16 or m > 16"),
     ("C4", {"fig01": figure("fig01", rates=[2.0**-7])}, "one η̃ only was tried at m = 16"),
@@ -233,7 +233,7 @@ def test_undecided_on_the_figure_whose_runs_cannot_tell(claim, figures, reason, 
     found = [v for v in on(claim, world, **figures) if v.state == UNDECIDED]
     assert any(reason in v.reason for v in found), found
     assert {v.why for v in found} <= {"edge", "noise"}
-    assert all((v.why == "noise") == ("leaves it open" in v.reason or "one less only" in v.reason) for v in found)
+    assert all((v.why == "noise") == ("leaves it open" in v.reason or "one step only" in v.reason) for v in found)
 
 
 def test_a_claim_is_judged_on_the_sizes_of_its_range_that_a_reduced_grid_has():
@@ -276,6 +276,57 @@ def test_supported_as_well(claim, name, accuracy, grid, world):
 def test_noise_alone_supports_nothing():
     flat = {name: figure(name, lambda m, e, b: 60.0, noise=0.5) for name in NAMES if name != "fig04"}
     assert [(r.id, v.column) for r in judge(flat) for v in r.verdicts if v.state == SUPPORTED] == []
+
+
+def window(name, below=2, above=2):
+    """The η̃ about the best of each m only, as a search has them, in a figure with BN as the paper has it."""
+    best = {m: round(-3 - max(0.0, outside(m, 1, 8 if name == "fig09" else 16))) for m in SIZES}
+    return figure(name, rates=lambda m: [2.0**e for e in range(best[m] - below, best[m] + above + 1)])
+
+
+@pytest.mark.parametrize("claim", ["C2", "C3", "C7"])
+def test_what_a_search_tries_decides_as_a_full_grid_does(claim, world):
+    for name in ("fig08", "fig09"):
+        assert {v.state for v in on(claim, world, **{name: window(name)})} == {SUPPORTED}
+
+
+def test_a_large_batch_is_tried_at_the_rate_of_a_small_one_only_where_no_lower_one_failed(world):
+    # Below a failure it is known; where none was seen the cell is asked for.
+    rates = window("fig08").frame.groupby("batch_size")["base_lr"].unique()
+    short = figure("fig08", rates=lambda m: [rate for rate in rates[m] if m <= 16 or rate < 2.0**-3])
+    (verdict,) = [v for v in on("C3", world, fig08=short) if v.column == "fig08"]
+    assert (verdict.state, verdict.why) == (UNDECIDED, "edge")
+    assert "2^-3 was not tried at m = 32" in verdict.reason
+    assert {(cell.m, cell.rate) for part in verdict.parts for cell in part.beyond} >= {(32, 2.0**-3)}
+
+
+def test_the_rate_of_a_large_batch_is_asked_for_at_the_best_small_one(world):
+    (verdict,) = on("C13", world, fig08=window("fig08"))
+    assert (verdict.state, verdict.why) == (UNDECIDED, "edge")
+    (cell,) = {cell for part in verdict.parts for cell in part.beyond}
+    assert cell.m in (4, 8)
+    assert cell.rate == 2.0**-10
+
+
+@pytest.mark.parametrize(("scale", "state"), [("paper", REFUTED), ("reduced", SUPPORTED)])
+def test_what_is_similar_is_within_a_margin_that_the_scale_can_show(scale, state, world):
+    runs = {
+        name: replace(figure(name, alexnet_bn(4, 64, top=t)), scale=scale)
+        for name, t in (("fig05", 81.5), ("fig06", 80))
+    }
+    assert next(v.state for v in row("C6", world, **runs).verdicts if v.column == "fig05 / fig06") == state
+
+
+def test_an_m_that_learns_too_little_is_no_edge_where_its_best_is_inside(world):
+    def starved(m, e, b=None):
+        return 30 - 2 * abs(e + 8) if m >= 128 else ACCURACY["fig08"](m, e)
+
+    for tried, state in ((range(-12, -5), SUPPORTED), (range(-8, 0), UNDECIDED)):
+        runs = figure(
+            "fig08", starved, rates=lambda m, few=tried: [2.0**e for e in (few if m >= 128 else range(-7, 1))]
+        )
+        (verdict,) = on("C7", world, fig08=runs)
+        assert verdict.state == state, verdict.reason
 
 
 def test_the_printed_accuracy_is_asked_for_at_the_papers_scale_only(world):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from synthetic import figure
 
+from smallbatch.claims.cells import LOOKS
 from smallbatch.claims.judge import judge
-from smallbatch.claims.needs import LOOKS, Need, merged, more_seeds, whole
+from smallbatch.claims.needs import Need, merged, more_seeds, whole
 from smallbatch.figures.collect import collect
 from smallbatch.grids.expand import expand
 from smallbatch.store import Ended, Record
@@ -49,24 +50,24 @@ def test_seeds(tmp_path):
     records = smoke(0)
     found = verdict(records)
     assert (found.state, found.why) == ("undecided", "seeds")
-    assert [need.command for need in found.needs] == ["python src/train.py -m figure=fig01 scale=smoke seed=0,1,2"]
-    assert {run.seed for run in lacking(found, records)} == {1, 2}
-    assert len(lacking(found, records)) == 2 * len(records)
+    assert [need.command for need in found.needs] == ["python src/train.py -m figure=fig01 scale=smoke seeds=3"]
+    assert {run.seed for run in lacking(found, records)} == {1, 2, 3}
+    assert len(lacking(found, records)) == 3 * len(records)
 
 
 def test_words_that_change_a_figure_stay():
     records = smoke(0, words=["epochs=3"])
     found = verdict(records, words=["epochs=3"])
-    assert {(run.epochs, run.seed) for run in lacking(found, records)} == {(3, 1), (3, 2)}
+    assert {(run.epochs, run.seed) for run in lacking(found, records)} == {(3, 1), (3, 2), (3, 3)}
 
 
 def test_an_octave_further_at_that_m():
-    records = smoke(0, 1, 2)
+    records = smoke(1, 2, 3)
     found = verdict(records)
     assert (found.state, found.why) == ("undecided", "edge")
     runs = lacking(found, records)
     assert {run.base_lr for run in runs} == {2 * max(r.run.base_lr for r in records)}
-    assert {run.seed for run in runs} == {0, 1, 2}
+    assert {run.seed for run in runs} == {1, 2, 3}
     assert {run.batch_size for run in runs} <= {r.run.batch_size for r in records}
     assert len(runs) == 3 * len({run.batch_size for run in runs})
 
@@ -88,18 +89,19 @@ def test_a_figure_that_takes_best_rates_comes_with_its_sweep():
     assert whole(["fig13b"], "reduced", {}, []).figures == ("fig09", "fig13b")
 
 
-@pytest.mark.parametrize(("seeds", "least", "wanted"), [((0,), 2, 3), ((0, 1, 2), 4, 5), ((4, 5, 6), 4, 5)])
-def test_seeds_come_at_a_look(seeds, least, wanted):
-    (need,) = more_seeds([figure("fig01", seeds=seeds, sizes=[2])], least, ["seed=9", "epochs=2"])
-    epochs, seed = need.words
-    assert epochs == "epochs=2"
-    given = [int(s) for s in seed.removeprefix("seed=").split(",")]
-    assert set(given) >= set(seeds)
-    assert len(given) == wanted
+@pytest.mark.parametrize(("seeds", "wanted"), [((0,), 3), ((1, 2), 3), ((1, 2, 3), 5), (range(1, 7), 8)])
+def test_seeds_come_at_a_look(seeds, wanted):
+    (need,) = more_seeds([figure("fig01", seeds=seeds, sizes=[2])], 1, ["seed=9", "epochs=2"])
+    assert need.words == ("epochs=2", f"seeds={wanted}")
+
+
+def test_a_changed_criterion_asks_for_fresh_seeds():
+    (need,) = more_seeds([figure("fig01", seeds=range(1, 9), sizes=[2])], 9, [])
+    assert need.words == ("seed=9,10,11",)
 
 
 def test_nothing_is_wanted_after_the_last_look():
-    assert more_seeds([figure("fig01", seeds=range(LOOKS[-1]), sizes=[2])], LOOKS[-1] + 1, []) == []
+    assert more_seeds([figure("fig01", seeds=range(1, LOOKS[-1] + 1), sizes=[2])], 1, []) == []
 
 
 def test_needs_that_differ_in_figures_are_one():

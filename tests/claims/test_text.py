@@ -50,7 +50,7 @@ def test_the_table_has_a_row_a_claim_and_a_column_a_figure(rows, monkeypatch):
 def test_it_fits_and_says_the_same_whatever_the_width(width, rows, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     lines = text.terminal(rows)
-    table = lines[: lines.index(text.LEGEND)]
+    table = lines[: lines.index(next(line for line in lines if line.startswith("yes: supported")))]
     assert max(map(len, table)) <= width
     columns = text.columns(rows)
     blocks = math.ceil(len(columns) / ((width - text.ID) // text.CELL))
@@ -59,13 +59,21 @@ def test_it_fits_and_says_the_same_whatever_the_width(width, rows, monkeypatch):
     assert sum(len(line.split()) - 1 for line in table if line.startswith("C")) == len(marks)
 
 
+def test_it_says_how_many_verdicts_may_be_wrong_by_chance(rows):
+    decided = sum(v.state in ("supported", "not supported") for row in rows for v in row.verdicts)
+    expected = f"Of {decided} decided at most {decided / 20:.2g} would be wrong by chance"
+    assert decided > 1
+    assert expected in " ".join(text.terminal(rows))
+    assert expected in text.markdown(rows)
+    assert text.chance([]) == ""
+
+
 def test_a_row_is_counted_and_a_command_stands_once_beneath_all_that_it_decides(rows):
     lines = text.terminal(rows)
     assert any(line.startswith("C4   supported in 1, 2 not trained: ") for line in lines)
-    command = "  train: python src/train.py -m figure=fig05 scale=reduced seed=0,1,2"
+    command = "  train: python src/train.py -m figure=fig05 scale=reduced seeds=3"
     (seeds,) = [i for i, line in enumerate(lines) if line == command]
-    assert lines[seeds - 1].startswith("C6 fig05 undecided (seeds): 1 seed in all cells of fig05")
-    assert lines[seeds - 2].startswith("C2 fig05 undecided (seeds): 1 seed in all cells of fig05")
+    assert lines[seeds - 1].startswith("C2, C6 fig05 undecided (seeds): 0 seeds from 1 on in the cells of fig05")
     assert "  train: python src/train.py -m figure=fig06 scale=reduced" in lines
     assert any("C2, C6 fig06 not trained (incomplete): fig06 lacks 3 runs" in line for line in lines)
     edge = next(i for i, line in enumerate(lines) if line.startswith("C9 fig10 undecided (edge): "))

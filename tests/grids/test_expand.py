@@ -1,5 +1,6 @@
 """From a command line or a figure to runs: each point once, the undefined listed, mistakes refused."""
 
+from dataclasses import replace
 from itertools import product
 from urllib.error import URLError
 
@@ -182,7 +183,6 @@ def table(batch_sizes: range, rates: range) -> set[tuple[int, float]]:
 FIG01 = {
     # scale: pairs, how many, data, train and test size, epochs
     "paper": (table(range(1, 12), range(0, 13)), 11 * 13, "cifar10", None, None, 82),
-    "reduced": (table(range(1, 10, 2), range(6, 16)), 5 * 10, "cifar10", None, 5000, 12),
     "smoke": (table(range(1, 10, 2), range(6, 13)), 5 * 7, "digits", 1024, None, 10),
 }
 
@@ -202,15 +202,23 @@ def test_figure_1_names_exactly_the_points_of_its_table(grid, scale):
         assert (run.optimizer["name"], run.optimizer["momentum"], run.weight_decay) == ("sgd", 0, 5e-4)
         assert (run.schedule.kind, run.schedule.drops, run.schedule.warmup) == ("steps", [0.5, 0.75], 0)
         assert (run.data["name"], run.data["augment"], run.epochs) == (data, False, epochs)
-        # The session's stand-in for CIFAR-10 has as many training and test images as `reduced` asks for.
         assert run.data["train_size"] == train_size
         assert run.data["test_size"] in (None, test_size)
 
 
 def test_reduced_figure_1_is_of_10240_training_and_5000_test_images(grid):
     point = grid("figure=fig01", "scale=reduced", "batch_size=2", "base_lr=1/512").points[0]
+    # The session's stand-in for CIFAR-10 has as many images.
     assert (point.images.train_size, point.images.test_size) == (10_240, 5_000)
     assert {"data.train_size=10240", "data.test_size=5000"} <= set(point.overrides)
+
+
+def test_a_reduced_figure_searches_with_the_seeds_of_the_first_look(grid):
+    found = grid("figure=fig01", "scale=reduced")
+    assert set(values(replace(found, points=found.kinds), "batch_size", "seed")) == set(
+        product([2, 8, 32, 128, 512], [1, 2, 3])
+    )
+    assert {m for m, _ in values(found, "batch_size", "seed")} == {2}  # where the search starts
 
 
 def test_the_command_line_replaces_a_figure_s_axes_and_adds_others(grid):
@@ -223,8 +231,8 @@ def test_the_command_line_replaces_a_figure_s_axes_and_adds_others(grid):
 def test_figures_that_share_runs_train_them_once(grid):
     twice = grid("figure=fig01,fig01", "scale=smoke")
     assert len(twice.points) == 35
-    both = grid("figure=fig01", "scale=smoke,reduced", "data.train_size=1024", "data.test_size=null")
-    assert len(both.points) == 35 + 50
+    both = grid("figure=fig01", "scale=smoke,reduced", "data.train_size=1024", "base_lr=1/512,1/1024")
+    assert len(both.points) == 5 * 2 * 4
 
 
 @pytest.fixture

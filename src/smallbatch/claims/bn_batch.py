@@ -34,7 +34,8 @@ def sgd_batch_matters_most(c: Cells, sweep: Cells) -> Iterator[Part]:
 def _given_at_edge(c: Cells, sweep: Cells, m: int) -> list[Edge]:
     """Why the η̃ given for m may not be its best; none if it is, or if the sweep did not try m."""
     rates = np.unique(c.rate[c.m == m])
-    return censored(sweep, np.flatnonzero((sweep.m == m) & np.isin(sweep.rate, rates)))
+    given = (sweep.m == m) & np.isin(sweep.rate, rates)
+    return censored(sweep, given) if given.any() else []
 
 
 @C11.test("fig14", above=64)

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 
 from smallbatch.figures.collect import FigureRuns
-from smallbatch.table import least_reliable
+from smallbatch.table import LEARNT, binomial_error, least_reliable
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CELL = ["base_lr", "batch_size", "bn_batch_size"]
+PILOT = 0  # the seed that grids and criteria come from: it counts for no verdict
+LOOKS = (3, 5, 8)  # numbers of seeds at which verdicts are taken: a look at each number decides wrongly more often
 
 
 class Untried(NamedTuple):
@@ -64,6 +66,13 @@ class Cells:
     curves: pd.DataFrame | None = None
 
     @property
+    def learnt(self) -> Array:
+        """Which cells are above chance in the mean over their seeds, be it by little."""
+        return np.asarray(
+            self.score.mean(axis=1) > self.chance + LEARNT * binomial_error(self.chance, self.test_images)
+        )
+
+    @property
     def sizes(self) -> list[int]:
         """Batch sizes in the grid, ascending."""
         return [int(m) for m in np.unique(self.m)]
@@ -91,6 +100,16 @@ class Cells:
         rows = [self.row(int(m), float(rate)) for m, rate in zip(sizes, rates, strict=True)]
         return None if None in rows else np.array(rows)
 
+    def failing(self, m: int, rate: float) -> int | None:
+        """The lowest η̃ of m, this one or below, that is above all its reliable ones, if it has some: as a row, or None.
+
+        Where a lower one is too high, a higher one is too, so a search does not ask for it.
+        """
+        own = np.flatnonzero(self.m == m)  # in order of η̃
+        reliable = self.reliable[own]
+        above = own[len(own) - int(reliable[::-1].argmax()) :] if reliable.any() else own[:0]
+        return int(above[0]) if above.size and self.rate[above[0]] <= rate else None
+
     def untried(self, sizes: Iterable[int], rates: Iterable[float]) -> tuple[Untried, ...]:
         """Of these m, each with all these η̃, the cells that were not tried."""
         rates = sorted({float(rate) for rate in rates})
@@ -106,25 +125,29 @@ class Cells:
         return tuple(cell for m in sizes for factor in (0.5, 2) for cell in self.octave(m, factor))
 
 
-def read(*figures: FigureRuns, seeds: int = 2, share: float = 0.5) -> list[Cells]:
-    """The figures' cells, over the seeds that every cell of them has. All runs of the figures' grids must be there.
+def read(*figures: FigureRuns, first: int = PILOT + 1, share: float = 0.5) -> list[Cells]:
+    """The figures' cells, over the same seeds from `first` on: the last of `LOOKS` that they reach, or two.
 
-    Raises Undecided where these seeds are fewer than `seeds`, or where nothing trains: then the η̃ tried were wrong.
+    All runs of the figures' grids must be there. Raises Undecided where seeds are too few for an interval, or where
+    nothing trains: then the η̃ tried were wrong.
     """
-    common = common_seeds(*figures)
-    if len(common) < seeds:
+    seeds = common_seeds(*figures, first=first)
+    if len(seeds) < 2:
         where = " and ".join(figure.name for figure in figures)
-        raise Undecided(f"{count(len(common), 'seed')} in all cells of {where}; at least {seeds} needed", seeds)
-    found = [_cells(figure, common, share) for figure in figures]
+        raise Undecided(f"{count(len(seeds), 'seed')} from {first} on in the cells of {where}", LOOKS[0])
+    found = [_cells(figure, at_look(seeds), share) for figure in figures]
     for cells in found:
         if not cells.converged.any():
             raise Undecided(f"{cells.name} trains at no m and η̃ tried", beyond=cells.octaves(*cells.sizes))
     return found
 
 
-def common_seeds(*figures: FigureRuns) -> list[int]:
-    """The seeds that every cell of all figures has."""
-    return sorted(set.intersection(*(_complete_seeds(figure.frame) for figure in figures)))
+def common_seeds(*figures: FigureRuns, first: int = PILOT + 1) -> list[int]:
+    """The seeds from `first` on that the best cell of every m (and BN batch) of all figures has.
+
+    A cell that lacks some of them is left out, such as one that a search with fewer seeds asked for.
+    """
+    return sorted(set.intersection(*(_seeds_of_bests(figure.frame, first) for figure in figures)))
 
 
 def count(number: int, noun: str) -> str:
@@ -132,15 +155,27 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _complete_seeds(frame: pd.DataFrame) -> set[int]:
-    cells = len(frame[CELL].drop_duplicates())
-    rows = frame["seed"].value_counts()
-    return {int(seed) for seed in rows.index[rows == cells]}
+def at_look(seeds: list[int]) -> list[int]:
+    """The first of them, as many as the last look that they reach; before the first look two.
+
+    >>> at_look([1, 2, 3, 4]), at_look([1])
+    ([1, 2, 3], [1])
+    """
+    return seeds[: max((look for look in LOOKS if look <= len(seeds)), default=2)]
+
+
+def _seeds_of_bests(frame: pd.DataFrame, first: int) -> set[int]:
+    rows = frame[frame["seed"] >= first]
+    means = rows.groupby(CELL, as_index=False)["score"].mean()
+    bests = means.loc[means.groupby(CELL[1:])["score"].idxmax(), CELL]
+    have = rows.merge(bests, on=CELL)["seed"].value_counts()
+    return {int(seed) for seed in have.index[have == len(bests)]}
 
 
 def _cells(figure: FigureRuns, seeds: Sequence[int], share: float) -> Cells:
     frame = figure.frame
     rows = frame[frame["seed"].isin(seeds)].sort_values([*CELL, "seed"])
+    rows = rows[rows.groupby(CELL)["seed"].transform("size") == len(seeds)]
     first = rows.iloc[:: len(seeds)]
     chance, test_images = 100 * float(rows["chance"].iloc[0]), int(rows["test_images"].iloc[0])
     lost = (rows["status"] == "diverged") | rows["train_accuracy"].isna()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from smallbatch.claims.cells import PILOT
 from smallbatch.claims.statistics import Part
 
 SMALL = 32  # the largest batch size that the paper's title and conclusion call small
@@ -22,7 +23,9 @@ class Test:
     """What a claim asks of one figure, or of several that it compares.
 
     `criterion` in words; `run` takes the cells of each figure, then `given`, and yields the parts that it finds;
-    `reliability`: whether it asks which cells train reliably; `own_seeds`: whether figures go without common seeds.
+    `reliability`: whether it asks which cells train reliably; `own_seeds`: whether figures go without common seeds;
+    `first`: the seed from which on it counts runs. A criterion that is changed after its verdicts were looked at takes
+    fresh ones, beyond those looked at.
     """
 
     figures: tuple[str, ...]
@@ -31,11 +34,7 @@ class Test:
     given: dict[str, Any]
     reliability: bool
     own_seeds: bool
-
-    @property
-    def seeds(self) -> int:
-        """The fewest: two for an interval, three for what is called reliable."""
-        return 3 if self.reliability else 2
+    first: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,12 @@ class Claim:
     tests: list[Test] = field(default_factory=list)
 
     def test(
-        self, *figures: str | tuple[str, ...], reliability: bool = False, own_seeds: bool = False, **given: Any
+        self,
+        *figures: str | tuple[str, ...],
+        reliability: bool = False,
+        own_seeds: bool = False,
+        first: int = PILOT + 1,
+        **given: Any,
     ) -> Callable[[Function], Function]:
         """Make a function a test of this claim on each figure, or on each tuple of figures that it compares.
 
@@ -58,7 +62,7 @@ class Claim:
             criterion = " ".join(inspect.cleandoc(function.__doc__ or "").split())
             for named in figures:
                 columns = (named,) if isinstance(named, str) else named
-                self.tests.append(Test(columns, criterion, function, given, reliability, own_seeds))
+                self.tests.append(Test(columns, criterion, function, given, reliability, own_seeds, first))
             return function
 
         return add

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from smallbatch.claims.best import censored, choose, lead, pick
-from smallbatch.claims.cells import Array, Cells, Edge
+from smallbatch.claims.best import censored, fixed, highest, lead, lowest
+from smallbatch.claims.cells import Cells, Edge
 from smallbatch.claims.claim import LARGE, Claim
 from smallbatch.claims.statistics import EDGE, REFUTED, SUPPORTED, Part, all_of, at_edge, higher, leads, mean
 
@@ -32,22 +32,14 @@ def small_is_stable(c: Cells) -> Iterator[Part]:
 @C10.test("fig12")
 def large_is_worst(c: Cells) -> Iterator[Part]:
     """At the η̃ of the best cell the lowest m < 128 is higher than the mean over m ≥ 128."""
-    star = choose(c, np.ones(len(c.m), bool))
+    star = highest(c, np.ones(len(c.m), bool))
     label = f"{c.name}: lowest of m < {LARGE} − mean over m ≥ {LARGE}, at the setting's best η̃"
-    there = {m: c.rows([m] * len(star), c.rate[star]) for m in c.sizes}
-    tried = {m: rows for m, rows in there.items() if rows is not None}
+    rows = {m: c.row(m, float(c.rate[star])) for m in c.sizes}
+    tried = {m: row for m, row in rows.items() if row is not None}
     smaller, large = c.within(0, LARGE - 1), c.within(LARGE)
-    if not smaller or not large or len(tried) < len(there):
+    if not smaller or not large or len(tried) < len(rows):
         text = f"that η̃ was not tried at every m, or no m ≥ {LARGE} was"
-        yield at_edge(label, Edge(text, c.untried(c.sizes, c.rate[star])))
+        yield at_edge(label, Edge(text, c.untried(c.sizes, [float(c.rate[star])])))
         return
-    lowest = _lowest(c, np.array([tried[m] for m in smaller]))
-    gap = pick(c, lowest, contested=True) - mean([pick(c, tried[m]) for m in large])
-    yield higher(label, gap.open_beyond(*censored(c, star)))
-
-
-def _lowest(c: Cells, rows: Array) -> Array:
-    """Of rows (candidates, seeds) the one with the lowest mean over the other seeds, for each seed."""
-    seeds = np.arange(rows.shape[1])
-    scores = c.score[rows, seeds]
-    return np.asarray(rows[(scores.sum(axis=1, keepdims=True) - scores).argmin(axis=0), seeds])
+    gap = lowest(c, [tried[m] for m in smaller]) - mean([fixed(c, tried[m]) for m in large])
+    yield higher(label, gap.open_beyond(*censored(c, c.m == c.m[star])))

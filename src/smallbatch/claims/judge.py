@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from smallbatch.claims.bn_batch import C11
-from smallbatch.claims.cells import Undecided, common_seeds, count, read
+from smallbatch.claims.cells import LOOKS, Undecided, count, read
 from smallbatch.claims.claim import Claim, Test
 from smallbatch.claims.imagenet import C10
 from smallbatch.claims.needs import Need, more_cells, more_seeds, whole
@@ -110,7 +110,7 @@ def _verdict(
         return Verdict(figures, scale, NOT_TRAINED, why, reason, criterion, needs=(whole(lacking, scale, runs, words),))
     parts = _parts(tests, there)
     state = _state(parts)
-    why, wanted = _wanting(parts, there, runs, words) if state == UNDECIDED else ("", ())
+    why, wanted = _wanting(tests, parts, there, runs, words) if state == UNDECIDED else ("", ())
     shares = SHARES if any(test.reliability for test in tests) else ()
     return Verdict(
         figures=figures,
@@ -139,12 +139,21 @@ def _parts(tests: list[Test], figures: list[FigureRuns], share: float = 0.5) -> 
     for test in tests:
         try:
             together = [figures] if not test.own_seeds else [[figure] for figure in figures]
-            found = [cells for some in together for cells in read(*some, seeds=test.seeds, share=share)]
-            parts.extend(test.run(*found, **test.given))
+            found = [cells for some in together for cells in read(*some, first=test.first, share=share)]
+            parts.extend(
+                _look(part, min(len(cells.seeds) for cells in found)) for part in test.run(*found, **test.given)
+            )
         except Undecided as no:
             why = SEEDS if no.need else EDGE
             parts.append(Part(str(no), UNDECIDED, why=why, need=no.need, beyond=no.beyond))
     return list(dict.fromkeys(parts))  # several tests of one figure may lack the same
+
+
+def _look(part: Part, seeds: int) -> Part:
+    """A part as it counts with so many seeds: before the first look it waits."""
+    if seeds >= LOOKS[0] or part.why == EDGE:
+        return part
+    return replace(part, verdict=UNDECIDED, reason=f"{count(seeds, 'seed')} of {LOOKS[0]}", why=SEEDS, need=LOOKS[0])
 
 
 def _state(parts: list[Part]) -> str:
@@ -152,14 +161,17 @@ def _state(parts: list[Part]) -> str:
 
 
 def _wanting(
-    parts: list[Part], figures: list[FigureRuns], runs: Mapping[str, FigureRuns], words: Sequence[str]
+    tests: list[Test],
+    parts: list[Part],
+    figures: list[FigureRuns],
+    runs: Mapping[str, FigureRuns],
+    words: Sequence[str],
 ) -> tuple[str, tuple[Need, ...]]:
     """Why the parts are undecided, and the runs that would decide them."""
     why, beyond = undecided_as(part for part in parts if part.counts)
     if why == EDGE:
         return why, tuple(more_cells(beyond, runs, words))
-    least = max(part.need for part in parts) if why == SEEDS else len(common_seeds(*figures)) + 1
-    return why, tuple(more_seeds(figures, least, words))
+    return why, tuple(more_seeds(figures, max(test.first for test in tests), words))
 
 
 def _reason(state: str, parts: list[Part]) -> str:

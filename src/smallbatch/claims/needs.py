@@ -5,11 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from smallbatch.claims.cells import Untried, common_seeds
+from smallbatch.claims.cells import LOOKS, PILOT, Untried, at_look, common_seeds
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.grids.expand import figure_config
-
-LOOKS = (3, 5, 8)  # numbers of seeds at which to look: a look at each number decides wrongly more often
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,13 @@ def whole(names: Iterable[str], scale: str, runs: Mapping[str, FigureRuns], word
     return Need(tuple(dict.fromkeys(figures)), scale, tuple(words))
 
 
-def more_seeds(figures: Sequence[FigureRuns], least: int, words: Sequence[str]) -> list[Need]:
-    """The figures with at least so many common seeds; nothing beyond the last look."""
-    seeds = common_seeds(*figures)
-    wanted = next((look for look in LOOKS if look >= least), 0)
-    others = [seed for seed in range(wanted) if seed not in seeds]
-    seeds = sorted(seeds + others[: max(0, wanted - len(seeds))])
+def more_seeds(figures: Sequence[FigureRuns], first: int, words: Sequence[str]) -> list[Need]:
+    """The figures with the seeds of the next look; nothing beyond the last."""
+    there = len(common_seeds(*figures, first=first))
+    wanted = next((look for look in LOOKS if look > there), 0)
     names = tuple(figure.name for figure in figures)
-    return [Need(names, figures[0].scale, _changed(words, seed=seeds))] if wanted else []
+    seeds = {"seeds": [wanted]} if first == PILOT + 1 else {"seed": list(range(first, first + wanted))}
+    return [Need(names, figures[0].scale, _changed(words, **seeds))] if wanted else []
 
 
 def more_cells(untried: Iterable[Untried], runs: Mapping[str, FigureRuns], words: Sequence[str]) -> list[Need]:
@@ -54,8 +51,9 @@ def more_cells(untried: Iterable[Untried], runs: Mapping[str, FigureRuns], words
     rates: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for (name, rate), some in sizes.items():
         rates.setdefault((name, tuple(some)), []).append(_typed(rate))
+    seeds = {name: at_look(common_seeds(runs[name])) for name, _ in rates}
     return [
-        Need((name,), runs[name].scale, _changed(words, batch_size=some, base_lr=each, seed=common_seeds(runs[name])))
+        Need((name,), runs[name].scale, _changed(words, batch_size=some, base_lr=each, seed=seeds[name]))
         for (name, some), each in rates.items()
     ]
 
@@ -69,7 +67,8 @@ def merged(needs: Iterable[Need]) -> list[Need]:
 
 
 def _changed(words: Sequence[str], **axes: Iterable[object]) -> tuple[str, ...]:
-    kept = [word for word in words if word.partition("=")[0] not in axes]
+    gone = {*axes} | ({"seed", "seeds"} if {"seed", "seeds"} & {*axes} else set())
+    kept = [word for word in words if word.partition("=")[0] not in gone]
     return (*kept, *(f"{name}={','.join(map(str, values))}" for name, values in axes.items()))
 
 

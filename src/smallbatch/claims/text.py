@@ -12,6 +12,7 @@ from smallbatch.claims.statistics import REFUTED, SUPPORTED, UNDECIDED, Part
 
 MARKS = {SUPPORTED: "yes", REFUTED: "no", NOT_TRAINED: "·"}  # an undecided verdict shows its reason
 LEGEND = "yes: supported, no: not supported, seeds, edge, noise: why undecided, ·: not trained"
+WRONG = 0.05  # of decided verdicts, if their truth lies just at the bound: 98 % at each of the looks (`make simulate`)
 ID, CELL = 5, 7  # characters; a column's head takes several lines
 
 
@@ -38,7 +39,7 @@ def terminal(rows: Sequence[Row], empty: Sequence[Need] = (), parts: bool = Fals
     for start in range(0, len(shown), most):
         lines += [*_block(rows, shown[start : start + most]), ""]
     if shown:
-        lines += [LEGEND, ""]
+        lines += [*textwrap.wrap(f"{LEGEND}. {chance(rows)}", width), ""]
     for row in rows:
         counted = textwrap.shorten(f"{row.counted}: {row.text}", width - ID, placeholder=" …")
         lines.append(f"{row.id:<{ID}}{counted}")
@@ -46,6 +47,12 @@ def terminal(rows: Sequence[Row], empty: Sequence[Need] = (), parts: bool = Fals
         for verdict in row.verdicts:
             lines += _behind(row, verdict, width)
     return [*lines, *_open(rows), *no_runs(rows, empty)]
+
+
+def chance(rows: Iterable[Row]) -> str:
+    """How many of the verdicts that are decided may be wrong by chance; nothing if none is decided."""
+    decided = sum(verdict.state in (SUPPORTED, REFUTED) for row in rows for verdict in row.verdicts)
+    return f"Of {decided} decided at most {WRONG * decided:.2g} would be wrong by chance (5 % each)." if decided else ""
 
 
 def _block(rows: Sequence[Row], shown: Sequence[str]) -> list[str]:
@@ -108,7 +115,7 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         own = marks(row)
         lines.append(f"| {row.id} | {' | '.join(own.get(column, '') for column in shown)} | {row.counted} |")
-    lines += ["", LEGEND, ""]
+    lines += ["", f"{LEGEND}. {chance(rows)}", ""]
     for row in rows:
         lines.append(f"- **{row.id}** {row.text}")
         for verdict in (v for v in row.verdicts if v.why != NO_RUNS):

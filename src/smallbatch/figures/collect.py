@@ -113,7 +113,7 @@ def collect(name: str, scale: str, words: list[str], ended: Ended) -> FigureRuns
     if figure.scales:
         rates = best_rates(ended, ended.describe)
         grid = expand([f"figure={name}", f"scale={scale}", *words], ended.describe, rates, ended.look)
-        any_seed = not any(word.startswith("seed=") for word in words)
+        any_seed = not any(word.startswith(("seed=", "seeds=")) for word in words)
         records, missing = ended.of((point.run for point in grid.points), any_seed)
         # What a search has: all that is there of its batch sizes, and what it would train next.
         more = ended.of_kinds([point.run for point in grid.kinds], any_seed)

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -51,6 +52,17 @@ def test_the_claims_are_those_of_the_paper_in_order():
 
 def test_every_claim_has_a_criterion_on_each_figure():
     assert all(len(test.criterion) > 40 and test.criterion.endswith(".") for claim in CLAIMS for test in claim.tests)
+
+
+def test_the_criteria_are_those_that_were_frozen():
+    """Changed on purpose? Say `first=` a seed beyond those looked at, and write the file anew."""
+    frozen = Path(__file__).with_name("criteria.txt")
+    now = [
+        f"{claim.id} {' / '.join(test.figures)} {test.given or ''} seeds from {test.first}: {test.criterion}"
+        for claim in CLAIMS
+        for test in claim.tests
+    ]
+    assert frozen.read_text(encoding="utf-8").splitlines()[1:] == now
 
 
 @pytest.mark.parametrize("claim", IDS)

@@ -20,7 +20,7 @@ from smallbatch.claims.statistics import (
     any_of,
     interval,
     mean,
-    pooled,
+    noise,
 )
 
 pytestmark = pytest.mark.trains
@@ -37,19 +37,32 @@ def cells_of(truth, noise, seeds, random, name="made"):
 
 
 @given(st.integers(2, 7), st.integers(2, 5), st.integers(0, 10**6))
-def test_the_two_way_variance_is_that_of_a_least_squares_fit_of_cells_and_seeds(cells, seeds, seed):
-    score = np.random.default_rng(seed).normal(size=(cells, seeds))
-    by_cell, by_seed = np.repeat(np.eye(cells), seeds, axis=0), np.tile(np.eye(seeds), (cells, 1))
+def test_the_two_way_variance_is_that_of_a_least_squares_fit_of_cells_and_seeds(count, seeds, seed):
+    cells = cells_of(np.full((1, count), 50.0), 0.2, seeds, np.random.default_rng(seed))
+    by_cell, by_seed = np.repeat(np.eye(count), seeds, axis=0), np.tile(np.eye(seeds), (count, 1))
     design = np.hstack([by_cell, by_seed])
-    rest = score.ravel() - design @ np.linalg.lstsq(design, score.ravel(), rcond=None)[0]
+    score = cells.score.ravel()
+    rest = score - design @ np.linalg.lstsq(design, score, rcond=None)[0]
     df = score.size - np.linalg.matrix_rank(design)
-    assert pooled(score, paired=True) == (pytest.approx((rest**2).sum() / df), df)
+    assert noise(cells, 0, paired=True)[:2] == (pytest.approx((rest**2).sum() / df), pytest.approx(df))
 
 
 @given(st.integers(1, 7), st.integers(2, 5), st.integers(0, 10**6))
-def test_the_one_way_variance_is_the_mean_of_the_cells_own(cells, seeds, seed):
-    score = np.random.default_rng(seed).normal(size=(cells, seeds))
-    assert pooled(score, paired=False) == (pytest.approx(score.var(axis=1, ddof=1).mean()), cells * (seeds - 1))
+def test_the_one_way_variance_is_the_mean_of_the_cells_own(count, seeds, seed):
+    cells = cells_of(np.full((1, count), 50.0), 0.2, seeds, np.random.default_rng(seed))
+    expected = pytest.approx(cells.score.var(axis=1, ddof=1).mean())
+    assert noise(cells, 0, paired=False)[:2] == (expected, pytest.approx(count * (seeds - 1)))
+
+
+def test_a_cell_near_an_edge_scatters_more_and_counts_for_itself_alone():
+    random = np.random.default_rng(3)
+    quiet = cells_of(np.array([[72.0, 73, 73, 60], [71.0, 72, 72, 60]]), 0.4, 5, random)
+    edge = quiet.rate == quiet.rate.max()
+    score = quiet.score + 8 * edge[:, None] * random.normal(size=quiet.score.shape)
+    cells = replace(quiet, score=score)
+    top, last = highest(cells, cells.m == 2), int(np.flatnonzero(edge & (cells.m == 2))[0])
+    assert noise(cells, top, paired=False).variance == pytest.approx(cells.score[~edge].var(axis=1, ddof=1).mean())
+    assert noise(cells, last, paired=False).variance == pytest.approx(cells.score[last].var(ddof=1))
 
 
 def test_with_two_cells_the_paired_interval_is_the_paired_t_interval():
@@ -96,9 +109,8 @@ def test_each_end_takes_the_quantile_of_its_own_ties():
     assert [near(cells, np.flatnonzero(mask)).size for mask in (cells.m == 2, few)] == [4, 3]
     rest = cells.score - cells.score.mean(axis=1, keepdims=True)
     rest -= rest.mean(axis=0)
-    each = [(rest[cells.m == m] ** 2).sum() / (8 * 4 * 4 / 2 * 7 / 8 / 4) for m in (2, 4)]  # df: (8 − 1)·4 over two m
-    error = np.sqrt(sum(each) / 5)
-    assert df == pytest.approx(14 * sum(each) ** 2 / sum(s**2 for s in each))
+    assert df == pytest.approx(7 * 4)
+    error = np.sqrt((rest**2).sum() / df * 2 / 5)
     assert effect - low == pytest.approx(stats.t.ppf(1 - 0.01 / 4, df) * error)
     assert high - effect == pytest.approx(stats.t.ppf(1 - 0.01 / 3, df) * error)
 

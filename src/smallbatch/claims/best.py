@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from smallbatch.claims.cells import Array, Cells, Edge
-from smallbatch.claims.statistics import Quantity, Term, pooled
+from smallbatch.claims.statistics import Quantity, Term, noise
 from smallbatch.powers import format_power
 
 # Points that a censored m may catch up by one more octave of η̃. Tuned on the runs of figure 1, scale=reduced (one
@@ -26,14 +26,14 @@ TIE = 2.0
 
 def highest(cells: Cells, among: Array) -> int:
     """The row of the best cell in the mask."""
-    return _highest(cells, _candidates(cells, among))
+    return _highest(cells, candidates(cells, among))
 
 
 def best(cells: Cells, among: Array) -> Quantity:
     """Accuracy at the best cell in the mask, with what is censored about it."""
     if not among.any():
         return Quantity(unknown=Edge(f"{cells.name}: no such batch size in the grid"))
-    rows = _candidates(cells, among)
+    rows = candidates(cells, among)
     row = _highest(cells, rows)
     level = cells.score[row].mean()
     rivals = []
@@ -70,9 +70,10 @@ def lowest(cells: Cells, rows: Iterable[int]) -> Quantity:
 def near(cells: Cells, rows: Array, sign: int = 1) -> Array:
     """Of some rows those that may be the highest (lowest: `sign` -1) by chance; one alone where nothing trains."""
     means = sign * cells.score[rows].mean(axis=1)
-    variance, df = pooled(cells.score[cells.converged], paired=True)
-    if df == 0 or not cells.converged[rows].any():
-        return rows[[means.argmax()]]
+    top = rows[[means.argmax()]]
+    if len(cells.seeds) < 2 or not cells.converged[rows].any():
+        return top
+    variance = noise(cells, int(top[0]), paired=True).variance
     return np.asarray(rows[means >= means.max() - TIE * np.sqrt(2 * variance / len(cells.seeds))])
 
 
@@ -81,7 +82,7 @@ def censored(cells: Cells, among: Array) -> list[Edge]:
 
     The best is that of all seeds, or of all but one.
     """
-    rows = _candidates(cells, among)
+    rows = candidates(cells, among)
     m = int(cells.m[rows[0]])
     where, tried = f"at m = {m} in {cells.name}", np.unique(cells.rate[cells.m == m])
     if cells.rates_given:
@@ -97,7 +98,8 @@ def censored(cells: Cells, among: Array) -> list[Edge]:
     return []
 
 
-def _candidates(cells: Cells, among: Array) -> Array:
+def candidates(cells: Cells, among: Array) -> Array:
+    """The rows of the mask among which the best is: those that converged, if there are any."""
     converged = among & cells.converged
     return np.flatnonzero(converged if converged.any() else among)  # an edge that one seed crosses is no best cell
 

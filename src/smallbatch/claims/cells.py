@@ -135,7 +135,7 @@ def read(*figures: FigureRuns, first: int = PILOT + 1, share: float = 0.5) -> li
     if len(seeds) < 2:
         where = " and ".join(figure.name for figure in figures)
         raise Undecided(f"{count(len(seeds), 'seed')} from {first} on in the cells of {where}", LOOKS[0])
-    found = [_cells(figure, at_look(seeds), share) for figure in figures]
+    found = [cells_of(figure, at_look(seeds), share) for figure in figures]
     for cells in found:
         if not cells.converged.any():
             raise Undecided(f"{cells.name} trains at no m and η̃ tried", beyond=cells.octaves(*cells.sizes))
@@ -172,7 +172,8 @@ def _seeds_of_bests(frame: pd.DataFrame, first: int) -> set[int]:
     return {int(seed) for seed in have.index[have == len(bests)]}
 
 
-def _cells(figure: FigureRuns, seeds: Sequence[int], share: float) -> Cells:
+def cells_of(figure: FigureRuns, seeds: Sequence[int], share: float = 0.5) -> Cells:
+    """A figure's cells that have all these seeds."""
     frame = figure.frame
     rows = frame[frame["seed"].isin(seeds)].sort_values([*CELL, "seed"])
     rows = rows[rows.groupby(CELL)["seed"].transform("size") == len(seeds)]

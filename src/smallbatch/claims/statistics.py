@@ -3,9 +3,10 @@
 Accuracies and effects are in points (percent of the test images). Only seeds that all compared cells have are used.
 
 An effect is a sum of terms, each the mean score of one cell: a given one, or the best of a group. Its interval is a
-98 % t-interval of variance Σ s² w² / seeds. s² is the variance within cells, pooled over the figure's converged cells
-of one m, since runs of large m near their edge scatter more. Where the seeds cancel within a figure, s² is taken about
-cell and seed means (paired), else about cell means. Degrees of freedom are Satterthwaite's.
+98 % t-interval of variance Σ s² w² / seeds. s² is the variance within cells, pooled over the figure's cells near the
+best of their m, since runs near an edge scatter more; an m that scatters more than the others has its own (`noise`).
+Where the seeds cancel within a figure, s² is taken about cell and seed means (paired), else about cell means. Degrees
+of freedom are Satterthwaite's.
 
 The highest of k cells that nearly tie is higher by chance. The end of the interval to which this could lead astray
 takes the quantile at 0.01 / k (Bonferroni), k being the product over the chosen terms: the lower end for a best with
@@ -20,11 +21,12 @@ that has not converged has a spread of its own, so its interval is that of its v
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import fdtri, stdtrit
 
 from smallbatch.claims.cells import Array, Cells, Edge, Untried
 from smallbatch.table import binomial_error
@@ -33,6 +35,7 @@ SUPPORTED, REFUTED, UNDECIDED = "supported", "not supported", "undecided"
 SEEDS, EDGE, NOISE = "seeds", "edge", "noise"  # why a part is undecided; the first that applies is what to mend first
 TAIL = 0.01  # beyond each end: with looks at 3, 5 and 8 seeds a true zero is called decided in 5 % of cases
 POINT = 1.0  # "clear" is beyond one point
+ALIKE = 3.0  # points: cells of one m whose accuracy is that near scatter alike
 REDUCED_MARGIN = 2.0  # "coincide", "similar" and "fair" below the paper's scale: see `margin`
 
 
@@ -127,17 +130,55 @@ def mean(quantities: list[Quantity]) -> Quantity:
     return replace(total, terms=total._times(1 / len(quantities)))
 
 
-def pooled(score: Array, paired: bool) -> tuple[float, int]:
-    """Variance within cells of (cells, seeds), about cell means or, `paired`, cell and seed means; and its df."""
-    df = (len(score) - paired) * (score.shape[1] - 1)
-    if df <= 0:
-        return float("nan"), 0
-    return float((_residuals(score, paired) ** 2).sum() / df), df
+class Noise(NamedTuple):
+    """The variance of a run, its degrees of freedom, and the cells (a mask, as bytes) that it comes from."""
+
+    variance: float
+    df: float
+    cells: bytes
 
 
-def _residuals(score: Array, paired: bool) -> Array:
+def noise(cells: Cells, row: int, paired: bool, column: str = "score") -> Noise:
+    """How runs like those of a cell scatter, about cell means or, `paired`, cell and seed means.
+
+    From the figure's cells within `ALIKE` points of the best of their m, less the m that scatter more than the others;
+    for a cell of such an m, and one whose like at its m do, from its own like.
+    """
+    squares, each, all_quiet = _squares(cells, column, paired)
+    mean = cells.score.mean(axis=1)
+    own = cells.converged & (cells.m == cells.m[row]) & (np.abs(mean - mean[row]) <= ALIKE)
+    loud = own.any() and _louder(squares, own, all_quiet & ~own, each)
+    return _pooled(squares, own if loud or not all_quiet.any() else all_quiet, each)
+
+
+@lru_cache(maxsize=256)
+def _squares(cells: Cells, column: str, paired: bool) -> tuple[Array, float, Array]:
+    """Squared residuals (cells, seeds), degrees of freedom of each cell, and the cells near the best of a quiet m."""
+    score, several = getattr(cells, column)[cells.converged], int(cells.converged.sum())
     rest = score - score.mean(axis=1, keepdims=True)
-    return np.asarray(rest - rest.mean(axis=0, keepdims=True) if paired else rest)
+    rest = rest - rest.mean(axis=0, keepdims=True) if paired else rest
+    squares = np.zeros(cells.score.shape)
+    squares[cells.converged] = rest**2
+    each = (several - paired) * (score.shape[1] - 1) / max(1, several)
+    mean = np.where(cells.converged, cells.score.mean(axis=1), -np.inf)
+    tops = [(cells.m == m) & (mean >= max(mean[cells.m == m].max() - ALIKE, 0.0)) for m in cells.sizes]
+    tops = [top for top in tops if top.any()]
+    every = np.any(tops, axis=0) if tops else np.zeros(len(mean), bool)
+    quiet = [top for top in tops if not _louder(squares, top, every & ~top, each)]
+    return squares, each, np.any(quiet, axis=0) if quiet else every
+
+
+def _pooled(squares: Array, mask: Array, each: float) -> Noise:
+    df = each * float(mask.sum())
+    return Noise(float(squares[mask].sum() / df) if df > 0 else 0.0, df, mask.tobytes())
+
+
+def _louder(squares: Array, some: Array, others: Array, each: float) -> bool:
+    """Whether some cells scatter more than others, beyond what chance does in one of a hundred cases (F test)."""
+    ours, theirs = _pooled(squares, some, each), _pooled(squares, others, each)
+    if not (ours.df > 0 and theirs.df > 0):
+        return False
+    return ours.variance > theirs.variance * float(fdtri(ours.df, theirs.df, 1 - TAIL))
 
 
 def interval(quantity: Quantity, column: str = "score") -> tuple[float, float, float, float]:
@@ -182,23 +223,16 @@ def _ties(terms: Iterable[Term], sign: int) -> int:
 
 
 def _each(terms: list[Term], column: str, paired: bool) -> list[tuple[float, float]]:
-    """Of one figure's terms: variance of their sum's mean, and its degrees of freedom, for each m that has weight."""
+    """Of one figure's terms: variance of their sum's mean and its degrees of freedom, for each estimate of noise."""
     cells = terms[0].cells
-    score, m = getattr(cells, column)[cells.converged], cells.m[cells.converged]
-    rest = _residuals(score, paired) ** 2
-    each = (len(score) - paired) * (score.shape[1] - 1) / max(1, len(score))  # degrees of freedom of one cell
-    found = []
-    for size in dict.fromkeys(int(cells.m[term.row]) for term in terms):
-        weights: dict[int, list[float]] = {}
-        for term in terms:
-            if cells.m[term.row] == size:
-                weights.setdefault(term.row, []).append(term.times)
+    squares: dict[Noise, float] = {}
+    for row in dict.fromkeys(term.row for term in terms):
+        weights = [term.times for term in terms if term.row == row]
         # Two terms that chose one cell may stand for two: their weights neither cancel nor, at worst, stay apart.
-        square = sum(max(sum(some) ** 2, sum(w**2 for w in some)) for some in weights.values())
-        df = each * float((m == size).sum())
-        variance = float(rest[m == size].sum() / df) if df > 0 else 0.0
-        found.append((variance * square / score.shape[1], df))
-    return found
+        square = max(sum(weights) ** 2, sum(w**2 for w in weights))
+        found = noise(cells, row, paired, column)
+        squares[found] = squares.get(found, 0.0) + square
+    return [(found.variance * square / len(cells.seeds), found.df) for found, square in squares.items()]
 
 
 def _reach(variances: Array, dfs: Array, ties: int) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from smallbatch import cli, store
+from smallbatch import answer, cli, store
 from smallbatch.claims import judge, text
 from smallbatch.claims.judge import Row
 from smallbatch.claims.needs import whole
@@ -52,9 +52,9 @@ def main() -> None:
         if not records and words != ["figure=sgd_paths"]:
             raise ConfigError(f"no ended runs in {folders} that match; train some with `python src/train.py -m …`")
         if names_figures(words) or not words:
-            drawn = _draw_figures(words, Ended(records), folders, arguments.out)
+            drawn = _draw_figures(words, Ended(records), folders, arguments.out, cfg.margin)
         else:
-            drawn = _draw_chosen(words, records, arguments.out)
+            drawn = _draw_chosen(words, records, arguments.out, cfg.margin)
         if cfg.logger.name == "wandb":
             _log(drawn, table(records.values()), place)
 
@@ -76,7 +76,7 @@ def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
         print(where if place.mode == "online" else f"W&B: offline; upload with `wandb sync {where}`")
 
 
-def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> Drawn:
+def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path, margin: float) -> Drawn:
     """The figures that the words name, or all, at every scale that has runs. Raises ConfigError if none has."""
     asked = Asked.of(words)
     pictures: dict[str, Picture] = {}
@@ -96,7 +96,7 @@ def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> D
         raise ConfigError(next(iter(problems), nothing))
     paths = [path for picture in pictures.values() for path in picture.paths]
     if asked.by_name:
-        return Drawn(paths, claims)
+        return Drawn([*paths, *_answer(pictures, ended, out, margin)], claims)
     if problems:
         print(*(f"not drawn: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     others = set(ended.records).difference(*(picture.runs.frame.get("key", ()) for picture in pictures.values()))
@@ -104,6 +104,18 @@ def _draw_figures(words: list[str], ended: Ended, folders: Path, out: Path) -> D
         number = "1 run belongs" if len(others) == 1 else f"{len(others)} runs belong"
         print(f"{number} to no figure; choose such by the columns of `python src/runs.py list`, as in model=… data=…")
     return Drawn(paths, claims, _conclude(list(pictures.values()), claims, ended, folders, out))
+
+
+def _answer(pictures: dict[str, Picture], ended: Ended, out: Path, margin: float) -> list[Path]:
+    """Say which m and η̃ each figure that is a grid of them is for; returns the files."""
+    paths: list[Path] = []
+    for stem, picture in pictures.items():
+        if picture.runs.draw in ("sweep", "bn_batch"):
+            records = [ended.records[key] for key in picture.runs.frame["key"]]
+            lines, files = answer.tell(records, out / f"{stem}-answer", margin)
+            print(f"\n{picture.runs.name}, which m and η̃", *lines, sep="\n")
+            paths += files
+    return paths
 
 
 def _judge(asked: Asked, scale: str, gathered: dict[str, FigureRuns], ended: Ended) -> list[Row]:
@@ -159,7 +171,7 @@ def _conclude(pictures: list[Picture], claims: dict[str, list[Row]], ended: Ende
     return page
 
 
-def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Drawn:
+def _draw_chosen(words: list[str], records: dict[str, Record], out: Path, margin: float) -> Drawn:
     """The runs whose columns match. Raises ConfigError if they differ in more than a sweep varies."""
     frame = select(table(records.values()), parse_words(words)[0])
     if frame.empty:
@@ -171,8 +183,9 @@ def _draw_chosen(words: list[str], records: dict[str, Record], out: Path) -> Dra
         raise ConfigError(f"these runs differ in their BN batch too; choose one, as bn_batch_size=… of {sizes}")
     stem = out / "-".join(["sweep", *map(_file_name, sorted(words))])
     paths = panels.save(draw.sweep(frame, "Sweep", f"{panels.describe(frame)}."), stem)
-    print(*paths, sep="\n")
-    return Drawn(paths)
+    lines, files = answer.tell([records[key] for key in frame["key"]], out / f"{stem.name}-answer", margin)
+    print(*paths, "", *lines, sep="\n")
+    return Drawn([*paths, *files])
 
 
 def _file_name(word: str) -> str:

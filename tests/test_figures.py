@@ -143,7 +143,7 @@ def test_the_command_draws_names_what_is_missing_and_repeats_to_the_byte(folder,
     assert status == 0
     assert f"missing: {points[-1].run.label}" in output
     pictures = {path.suffix: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert pictures.keys() == {".png", ".svg"}
+    assert pictures.keys() == {".png", ".svg", ".csv"}
     assert pictures[".png"].startswith(b"\x89PNG")
     command(figures_command, *words)
     assert {path.suffix: path.read_bytes() for path in (tmp_path / "out").iterdir()} == pictures

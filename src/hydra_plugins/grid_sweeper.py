@@ -1,6 +1,7 @@
 """Hydra's door to the grid: `hydra/sweeper=grid`. Light, since Hydra imports it at every start."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class GridSweeper(Sweeper):
 
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…} in settings
         use_config(self.cfg.hydra.job.config_name)
-        sweep([*(f"{key}={value}" for key, value in self.params.items()), *arguments], self._launch, self.cfg, _draw)
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        sweep(words, self._launch, self.cfg, partial(_tell, self.cfg.margin))
 
     def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
         """Raises what a job raised."""
@@ -41,10 +43,10 @@ class GridSweeper(Sweeper):
             _ = returned.return_value
 
 
-def _draw(records: Any, folder: Path) -> Path:
-    from smallbatch.figures.draw import draw_grid  # matplotlib takes a second
+def _tell(margin: float, records: Any, folder: Path) -> list[str]:
+    from smallbatch.answer import tell_all  # matplotlib takes a second
 
-    return draw_grid(records, folder)
+    return tell_all(records, folder / "figures", margin)
 
 
 ConfigStore.instance().store(

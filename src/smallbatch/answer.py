@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
-from smallbatch.claims.best import best, candidates, highest, near
+from smallbatch.claims.best import best, candidates, fixed, highest, near
 from smallbatch.claims.cells import LOOKS, PILOT, Array, Cells, cells_of, common_seeds
-from smallbatch.claims.statistics import TAIL, interval, noise
+from smallbatch.claims.statistics import interval
+from smallbatch.figures import draw, panels
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.files import write_text
 from smallbatch.powers import format_power
 from smallbatch.store import Record
-from smallbatch.table import table
+from smallbatch.table import differences, table
 from smallbatch.training.score import score
 
 HALVES = ("test_accuracy_a", "test_accuracy_b")
@@ -31,14 +31,15 @@ class Answer:
     """Of one setting: `frame`, a row a batch size (and BN batch), `curves` of their best cells, and what it comes to.
 
     Columns of `frame`: m, bn_batch_size, base_lr, may_be_best, accuracy, low, high, loss, loss_low, loss_high (points;
-    loss: against the best m), seconds, to_target (seconds of training until `target`, at the η̃ that is fastest),
-    fastest_lr. Of `curves`: m, bn_batch_size, seconds, accuracy.
+    loss: against the best m), reliable (whether every seed trains at that η̃), seconds (a run), to_target (seconds of
+    training until `target`, at the η̃ that is fastest), fastest_lr. Of `curves`: m, bn_batch_size, seconds, accuracy.
     """
 
     frame: pd.DataFrame
     curves: pd.DataFrame
     lines: list[str]
     target: float
+    seeds: tuple[int, ...]
 
 
 def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
@@ -49,6 +50,8 @@ def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
     if not seeds:
         return "the best η̃ of the batch sizes have no seed in common"
     cells = cells_of(figure, seeds)
+    if len(cells.m) == 1:
+        return "one cell only"
     if not cells.converged.any():
         return "nothing trains at any η̃ tried"
     halves = _halves(cells, by_key)
@@ -58,7 +61,7 @@ def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
     for m, bn in sorted({(int(m), int(bn)) for m, bn in zip(cells.m, cells.bn, strict=True)}):
         mask = (cells.m == m) & (cells.bn == bn)
         row = highest(cells, mask)
-        fastest = min(map(int, np.flatnonzero(mask)), key=lambda row: (times[row].mean(), row))
+        fastest = min(map(int, np.flatnonzero(mask)), key=lambda row: _soonest(cells, times, row))
         rows.append(
             {
                 "m": m,
@@ -67,6 +70,7 @@ def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
                 "may_be_best": " ".join(format_power(r) for r in cells.rate[near(cells, candidates(cells, mask))]),
                 **_accuracy(cells, mask, halves),
                 **_loss(cells, mask),
+                "reliable": bool(cells.converged[row]),
                 "seconds": _seconds(cells, row, by_key),
                 "to_target": times[fastest].mean(),
                 "fastest_lr": cells.rate[fastest],
@@ -75,7 +79,7 @@ def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
         curves.append(_curve(cells, row, by_key).assign(m=m, bn_batch_size=bn))
     frame = pd.DataFrame(rows)
     lines = [*_shown(frame), "", *_notes(cells, frame, halves), *_lines(cells, frame, times, margin, target)]
-    return Answer(frame, pd.concat(curves, ignore_index=True), lines, target)
+    return Answer(frame, pd.concat(curves, ignore_index=True), lines, target, cells.seeds)
 
 
 def _halves(cells: Cells, records: dict[str, Record]) -> tuple[Array, Array] | None:
@@ -101,9 +105,10 @@ def _accuracy(cells: Cells, mask: Array, halves: tuple[Array, Array] | None) -> 
     rows = candidates(cells, mask)
     ways = [(cells.score, cells.score)] if halves is None else [halves, halves[::-1]]
     values = [seen[rows[chooses[rows].mean(axis=1).argmax()]].mean() for chooses, seen in ways]
-    found = noise(cells, highest(cells, mask), paired=False) if len(cells.seeds) > 1 else None
-    reach = float(stdtrit(found.df, 1 - TAIL)) * (found.variance / len(cells.seeds)) ** 0.5 if found else np.nan
-    value = float(np.mean(values))
+    value, reach = float(np.mean(values)), np.nan
+    if len(cells.seeds) > 1:
+        middle, low, _, _ = interval(fixed(cells, highest(cells, mask)))
+        reach = middle - low
     return {"accuracy": value, "low": value - reach, "high": value + reach}
 
 
@@ -130,6 +135,11 @@ def _times(cells: Cells, row: int, records: dict[str, Record], target: float) ->
         reached = [i for i, epoch in enumerate(curve) if 100 * (epoch["test_accuracy"] or 0.0) >= target]
         times.append(clock[reached[0]] if reached else np.inf)
     return np.array(times)
+
+
+def _soonest(cells: Cells, times: dict[int, Array], row: int) -> tuple[float, float]:
+    """For sorting: the time, ties to the more accurate."""
+    return float(times[row].mean()), -float(cells.score[row].mean())
 
 
 def _curve(cells: Cells, row: int, records: dict[str, Record]) -> pd.DataFrame:
@@ -192,7 +202,7 @@ def _best_line(cells: Cells, frame: pd.DataFrame) -> str:
     told = f"{names[top]} at η̃ = {format_power(frame['base_lr'][top])}"
     if len(cells.seeds) < 2:
         return f"best: undecided with one seed; the highest is {told}"
-    rivals = [name for name, low in zip(names, frame["loss_low"], strict=True) if low <= 0]
+    rivals = [name for name, may in zip(names, frame["reliable"] & (frame["loss_low"] <= 0), strict=True) if may]
     if len(rivals) > 1:
         return f"best: undecided between {_listed(rivals)}; the highest is {told}"
     return f"best: {told}"
@@ -201,12 +211,12 @@ def _best_line(cells: Cells, frame: pd.DataFrame) -> str:
 def _largest_line(frame: pd.DataFrame, margin: float) -> str:
     names, points = _names(frame), f"{margin:g} point{'' if margin == 1 else 's'}"
     sure = frame["loss_high"] <= margin
-    maybe = (frame["loss_low"] <= margin) if frame["loss_low"].notna().any() else frame["loss"] <= margin
-    last = int(np.flatnonzero(maybe)[-1])
+    least = frame["loss_low"].fillna(frame["loss"])
+    last = int(np.flatnonzero(frame["reliable"] & (least <= margin))[-1])
     if sure[last]:
         return f"largest m that loses at most {points}: {names[last]} (loses {frame['loss'][last]:.2f})"
-    least = f"{names[int(np.flatnonzero(sure)[-1])]} does; " if sure.any() else ""
-    return f"largest m that loses at most {points}: undecided; {least}{names[last]} loses {frame['loss'][last]:.2f}" + (
+    does = f"{names[int(np.flatnonzero(sure)[-1])]} does; " if sure.any() else ""
+    return f"largest m that loses at most {points}: undecided; {does}{names[last]} loses {frame['loss'][last]:.2f}" + (
         f" ({frame['loss_low'][last]:.2f} … {frame['loss_high'][last]:.2f})"
         if np.isfinite(frame["loss_low"][last])
         else ""
@@ -215,7 +225,9 @@ def _largest_line(frame: pd.DataFrame, margin: float) -> str:
 
 def _first_line(cells: Cells, times: dict[int, Array], target: float) -> str:
     start = f"first to {target:.2f} %:"
-    ranked = sorted((row for row in times if np.isfinite(times[row]).all()), key=lambda row: times[row].mean())
+    ranked = sorted(
+        (row for row in times if np.isfinite(times[row]).all()), key=lambda row: _soonest(cells, times, row)
+    )
     if not ranked:
         return f"{start} no cell with every seed"
     first = ranked[0]
@@ -239,16 +251,43 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def write(found: Answer, stem: Path) -> Path:
-    """Write the table as CSV; returns its path."""
-    path = stem.with_name(f"{stem.name}.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, found.frame.to_csv(index=False))
-    return path
+def tell_all(records: Iterable[Record], folder: Path, margin: float) -> list[str]:
+    """Each setting's answer as lines, and its table (CSV) and pictures in a folder."""
+    settings = _by_setting(list(records))
+    whole = table(record for some in settings for record in some)
+    lines: list[str] = []
+    for some in settings:
+        frame = table(some)
+        first = frame.iloc[0]
+        if len(settings) > 1:
+            lines += ["", _what_differs(whole, first)]
+        name = f"{first['model']}-{first['data']}-{first['setting']}"
+        if not frame.duplicated(["batch_size", "base_lr", "seed"]).any():
+            note = f"{panels.describe(frame)}."
+            lines.append(f"picture: {panels.save(draw.sweep(frame, 'Sweep', note), folder / f'grid-{name}')[0]}")
+        lines += tell(some, folder / f"answer-{name}", margin)[0]
+    return lines
 
 
-def by_setting(records: Iterable[Record]) -> list[list[Record]]:
-    """The records of each setting, as the table has them."""
-    frame = table(records := list(records))
+def tell(records: Sequence[Record], stem: Path, margin: float) -> tuple[list[str], list[Path]]:
+    """The answer of one setting as lines, and the paths of its picture (PNG, SVG) and table (CSV), which it writes."""
+    found = answer(records, margin)
+    if isinstance(found, str):
+        return [f"no answer: {found}"], []
+    frame = table(record for record in records if record.run.seed in found.seeds)
+    what = "Which m and η̃"
+    picture = draw.answer(found.frame, found.curves, found.target, what, f"{panels.describe(frame)}.")
+    paths = [*panels.save(picture, stem), stem.with_name(f"{stem.name}.csv")]
+    write_text(paths[-1], found.frame.to_csv(index=False))
+    return [*found.lines, f"table and picture: {paths[-1]}, {paths[0].name}"], paths
+
+
+def _by_setting(records: list[Record]) -> list[list[Record]]:
     by_key = {record.run.key: record for record in records}
-    return [[by_key[key] for key in some["key"]] for _, some in frame.groupby("setting", sort=False)]
+    return [[by_key[key] for key in some["key"]] for _, some in table(records).groupby("setting", sort=False)]
+
+
+def _what_differs(frame: pd.DataFrame, row: pd.Series) -> str:
+    """What tells a run's setting from the others in a table: `optimizer=momentum`."""
+    names = [word.partition("=")[0] for word in differences(frame).split()]
+    return " ".join(f"{name}={row[name]}" for name in names if name in frame)

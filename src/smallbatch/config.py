@@ -255,7 +255,7 @@ SEARCH = "search"  # in place of a base_lr
 class Search:
     """How base_lr=search goes; never part of a run's identity."""
 
-    start: int | float | str | None = None  # null: the best η̃ of the next smaller batch size, for the smallest 2**-10
+    start: int | float | str = "2**-10"  # of the smallest batch size; larger ones at the best of the next smaller
     lowest: int | float | str = "2**-20"
     highest: int | float | str = 1
     points: int = 12  # the most η̃ for each batch size
@@ -314,6 +314,7 @@ class Config:
     save_weights: bool | None = None
     progress: bool = True
     wait: bool = True
+    margin: float = 1.0
     grid_point: str | None = None  # set by our sweeper: the key of the run that it expects
 
 

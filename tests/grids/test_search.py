@@ -106,9 +106,9 @@ def test_bounds_end_it_and_say_so():
     ("words", "message"),
     [
         (["search.lowest=0.001"], "search.lowest=0.001: must be a power of two"),
-        (["search.lowest=2**-8"], "search: its start"),
+        (["search.lowest=2**-8"], "search: search.start"),
         (["search.points=0"], "search.points=0: must be at least 1"),
-        (["search.start=2**-30"], "search: its start"),
+        (["search.start=2**-30"], "search: search.start"),
     ],
 )
 def test_bounds_that_cannot_be_are_refused(words, message):

@@ -45,7 +45,7 @@ def scores(low: float, middle: float, high: float, m: int = 8, seeds: int = 3):
         (
             scores(0.7, 0.9, 0.8, seeds=1),
             (),
-            ["next: one seed or two tell little of what differs by chance; add seed=0,1,2"],
+            ["next: one seed or two tell little of what differs by chance; add seeds=3"],
         ),
     ],
 )

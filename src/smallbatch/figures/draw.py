@@ -1,21 +1,19 @@
 """The paper's figures, each in the paper's form, from the runs that are there."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from textwrap import fill
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from smallbatch.errors import ConfigError
 from smallbatch.figures import panels
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.powers import format_power
-from smallbatch.store import Record
-from smallbatch.table import least_reliable, table
+from smallbatch.table import least_reliable
 
 
 def draw(runs: FigureRuns, parts: Sequence[FigureRuns] = ()) -> Figure:
@@ -58,12 +56,42 @@ def sweep(frame: pd.DataFrame, title: str, note: str) -> Figure:
     return figure
 
 
-def draw_grid(records: Iterable[Record], folder: Path) -> Path:
-    """Draw the runs of one setting as a sweep in `<folder>/figures/`, PNG and SVG; returns the PNG's path."""
-    frame = table(records)
-    first = frame.iloc[0]
-    stem = folder / "figures" / f"grid-{first['model']}-{first['data']}-{first['setting']}"
-    return panels.save(sweep(frame, "Sweep", f"{panels.describe(frame)}."), stem)[0]
+def answer(frame: pd.DataFrame, curves: pd.DataFrame, target: float, title: str, note: str) -> Figure:
+    """Accuracy at the best η̃ against m, with its interval, and against the time of training, a curve per m.
+
+    `frame`, `curves` and `target` of a `smallbatch.answer.Answer`.
+    """
+    with panels.styled():
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        several = (frame["m"] != frame["bn_batch_size"]).any()
+        place = [float(x) for x in (range(len(frame)) if several else frame["m"])]
+        reach = (frame["high"] - frame["accuracy"]).fillna(0.0)
+        left.errorbar(place, frame["accuracy"], reach, color="#31688e", lw=1.4, marker="o", ms=4, capsize=3)
+        names = [f"{m} / {b}" if several else f"{m}" for m, b in zip(frame["m"], frame["bn_batch_size"], strict=True)]
+        for x, y, rate in zip(place, frame["accuracy"], frame["base_lr"], strict=True):
+            left.annotate(panels.power_text(rate), (x, y), textcoords="offset points", xytext=(5, 6), fontsize=7)
+        if several:
+            left.set_xticks(place, names)
+        else:
+            panels.power_axis(left, place)
+        for name, (m, b), colour in zip(
+            names, frame[["m", "bn_batch_size"]].to_numpy(), panels.colours("viridis", len(frame)), strict=True
+        ):
+            curve = curves[(curves["m"] == m) & (curves["bn_batch_size"] == b)]
+            right.plot(curve["seconds"], curve["accuracy"], color=colour, lw=1.4, marker="o", ms=2.5, label=name)
+        for axes in (left, right):
+            axes.axhline(target, color="0.55", lw=0.8, ls=":", zorder=0)
+        right.set(xscale="log", xlabel="seconds of training", title="against time, at the best η̃")
+        left.set(
+            xlabel="m / BN batch" if several else "batch size m", ylabel="test accuracy (%)", title="at the best η̃"
+        )
+        right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        right.xaxis.set_minor_formatter(NullFormatter())
+        right.legend(title="m", loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+        panels.caption(figure, title, f"{note} Dotted: {target:.2f} %, the margin below the best.")
+    return figure
 
 
 def bn_batch(frame: pd.DataFrame, title: str, note: str) -> Figure:

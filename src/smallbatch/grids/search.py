@@ -18,7 +18,6 @@ from smallbatch.powers import parse_power
 from smallbatch.run import Run, setting
 from smallbatch.table import least_reliable
 
-START = -10  # log2 of the η̃ that the smallest batch size starts at
 EXPECTED = 5  # η̃ a batch size, for a price
 RELIABLE = 0.5  # of the way from chance to the best, as figure 16 has it
 
@@ -28,9 +27,9 @@ Look = Callable[[Run], Result | None]  # what is known of a run
 
 @dataclass(frozen=True)
 class Bounds:
-    """Octaves to stay between, and how many to try at most; where to start, if that is given."""
+    """Octaves to stay between, where the smallest batch size starts, and how many to try at most."""
 
-    start: int | None = None
+    start: int = -10
     lowest: int = -20
     highest: int = 0
     points: int = 12
@@ -38,12 +37,10 @@ class Bounds:
     @classmethod
     def of(cls, search: DictConfig) -> "Bounds":
         """From the settings `search`. Raises ConfigError."""
-        start = None if search.start is None else _octave("start", search.start)
-        made = cls(start, _octave("lowest", search.lowest), _octave("highest", search.highest), search.points)
-        if not made.lowest <= (START if start is None else start) <= made.highest:
-            raise ConfigError(
-                "search: its start (search.start, else 2**-10) must lie between search.lowest and search.highest"
-            )
+        start, lowest, highest = (_octave(name, search[name]) for name in ("start", "lowest", "highest"))
+        made = cls(start, lowest, highest, search.points)
+        if not made.lowest <= made.start <= made.highest:
+            raise ConfigError("search: search.start must lie between search.lowest and search.highest")
         if made.points < 1:
             raise ConfigError(f"search.points={made.points}: must be at least 1")
         return made
@@ -139,7 +136,7 @@ def searched(templates: Sequence[tuple[Any, Run]], look: Look, bounds: Bounds) -
         chains[setting(run)][run.batch_size, run.bn_batch_size or run.batch_size].append((source, run))
     found, unfinished, notes = [], [], []
     for kinds in chains.values():
-        start, best_before = START if bounds.start is None else bounds.start, 0.0
+        start, best_before = bounds.start, 0.0
         for done, kind in enumerate(sorted(kinds)):
             same = kinds[kind]
 
@@ -158,7 +155,7 @@ def searched(templates: Sequence[tuple[Any, Run]], look: Look, bounds: Bounds) -
                 notes.append(f"{_name(same[0][1])}: learns at none of {len(path.asked)} η̃")
             else:
                 best_before = max(best_before, fmean(r["score"] for r in results(path.best) or []))
-                start = path.best if bounds.start is None else bounds.start
+                start = path.best
     return Searched(found, unfinished, notes)
 
 

@@ -4,21 +4,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from smallbatch import lock, store
-from smallbatch.grids.expand import Grid, Point
+from smallbatch.grids.expand import Grid
 from smallbatch.grids.progress import Results, few
 from smallbatch.powers import format_power
 from smallbatch.run import setting
 from smallbatch.store import Record
 
-# Draws runs in a folder, and returns the picture's path.
-Draw = Callable[[list[Record], Path], Path]
+# What there is to say of ended runs, as lines; it draws them too, below a folder.
+Tell = Callable[[list[Record], Path], list[str]]
 Cells = dict[tuple[float, int], list[float]]  # scores over seeds and what else is swept, by (η̃, m)
 
 
-def sum_up(grid: Grid, results: Results, before: set[str], words: list[str], draw: Draw | None) -> None:
+def sum_up(grid: Grid, results: Results, before: set[str], words: list[str], tell: Tell | None) -> None:
     """Say how a grid ended; `before`: the keys that had a result already, `words`: those that name it."""
     ended = [p for p in grid.points if results.status(p) in store.ENDED]
     if len({setting(point.run) for point in grid.points}) == 1:
@@ -32,10 +32,10 @@ def sum_up(grid: Grid, results: Results, before: set[str], words: list[str], dra
         if len(cells) > 1:
             print(*_table(cells), sep="\n")
             if not grid.figures:
-                _show(ended, results, cells, draw)
                 print(*(grid.notes if grid.kinds else next_try(cells, diverged)), sep="\n")
-    elif not grid.figures:
-        print("no table or picture, since more varies than batch sizes, η̃ and seed; python src/runs.py list has all")
+    if tell and not grid.figures and len(ended) > 1:
+        records = [record for point in ended if (record := store.read(results.folder(point)))]
+        print("", *tell(records, results.folders.parent), sep="\n")
     if grid.figures and ended:
         print(f"to see this: python src/figures.py {' '.join(words)}")
     _count(grid, results, before)
@@ -49,17 +49,6 @@ def _table(cells: Cells) -> list[str]:
         scores = [cells.get((rate, m)) for m in sizes]
         lines.append(f"{format_power(rate):>6} " + " ".join(f"{mean(s):7.4f}" if s else " " * 7 for s in scores))
     return lines
-
-
-def _show(ended: list[Point], results: Results, cells: Cells, draw: Draw | None) -> None:
-    """The best cell and the picture's path."""
-    (rate, m), scores = max(cells.items(), key=lambda cell: mean(cell[1]))
-    spread = f", standard deviation {stdev(scores):.4f} (n = {len(scores)})" if len(scores) > 1 else ""
-    print(f"best: m={m} at η̃={format_power(rate)}, {mean(scores):.4f}{spread}")
-    one_each = len({(p.run.base_lr, p.run.batch_size, p.run.seed) for p in ended}) == len(ended)
-    if draw and one_each:
-        records = [record for point in ended if (record := store.read(results.folder(point)))]
-        print(f"picture: {draw(records, results.folders.parent)}")
 
 
 def next_try(cells: Cells, diverged: Collection[tuple[float, int]] = ()) -> list[str]:
@@ -87,7 +76,7 @@ def next_try(cells: Cells, diverged: Collection[tuple[float, int]] = ()) -> list
         words = ",".join(_word(more[end]) for end, sizes in ends.items() if sizes)
         return [f"next: the best η̃ {' and '.join(said)}; add base_lr={words} to those tried"]
     if min(map(len, cells.values())) < 3:
-        return ["next: one seed or two tell little of what differs by chance; add seed=0,1,2"]
+        return ["next: one seed or two tell little of what differs by chance; add seeds=3"]
     return []
 
 

@@ -18,7 +18,7 @@ from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
 from smallbatch.grids.price import Prices, price_of, rest_of_search, words
 from smallbatch.grids.progress import Progress, Results, few, runs, sizes
-from smallbatch.grids.summary import Draw, sum_up
+from smallbatch.grids.summary import Tell, sum_up
 from smallbatch.run import Run
 from smallbatch.store import Ended
 from smallbatch.tracking.live import Place, settled
@@ -29,15 +29,15 @@ WORTH_MEASURING = 100_000  # images of 32×32: minutes on one core
 Launch = Callable[[Sequence[Sequence[str]]], Any]
 
 
-def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Draw | None = None) -> None:
-    """Train the missing points of a command line's grid, and have a grid of no figure drawn.
+def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None = None) -> None:
+    """Train the missing points of a command line's grid, and have a grid of no figure told about.
 
     Exits 1 if a point failed or has no result, 130 on Ctrl-C.
     """
     complete = True
     try:
         for stage in stages(arguments):
-            complete &= _train_stage(stage, launch, cfg, draw)
+            complete &= _train_stage(stage, launch, cfg, tell)
     except TrainsNothing as note:
         print(note)
     except ConfigError as error:
@@ -46,7 +46,7 @@ def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Draw | No
         sys.exit(1)
 
 
-def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Draw | None) -> bool:
+def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None) -> bool:
     """Train the missing points of one stage; whether every point is finished or diverged. Raises ConfigError.
 
     A search has several rounds: what has ended in one decides what the next one trains.
@@ -75,7 +75,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, draw: Dr
         more = bool(grid.open and results.missing)
         interrupted = _train_missing(grid, results, costs, launch, cfg, arguments)
         more &= all(results.status(point) in store.ENDED for point in grid.points)
-    sum_up(grid, results, before, _without(arguments, _HOW), draw)
+    sum_up(grid, results, before, _without(arguments, _HOW), tell)
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -230,7 +230,18 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
 
 GROUP_LENGTH = 128  # the longest that W&B takes
 # Words of a command line that say how to train it, and those that say where its files are.
-_HOW = ("callbacks", "logger", "machine", "overwrite=", "progress=", "save_weights=", "trainer", "wait=", "wandb.")
+_HOW = (
+    "callbacks",
+    "logger",
+    "machine",
+    "margin=",
+    "overwrite=",
+    "progress=",
+    "save_weights=",
+    "trainer",
+    "wait=",
+    "wandb.",
+)
 _WHERE = ("data.path=", "data.root=", "store=")
 
 

@@ -1,5 +1,6 @@
 """Hydra's door to the grid: `hydra/sweeper=grid`. Light, since Hydra imports it at every start."""
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,12 +30,20 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from smallbatch.compose import use_config
-        from smallbatch.grids.sweep import sweep
+        from smallbatch.grids.sweep import ended_well, sweep
 
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…} in settings
         use_config(self.cfg.hydra.job.config_name)
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        sweep(words, self._launch, self.cfg, partial(_tell, self.cfg.margin))
+        tell = partial(_tell, self.cfg.margin)
+        if any(word.startswith(("settle=", "hours=")) for word in words):
+            from smallbatch.settle import settle
+
+            with ended_well():
+                if not settle(words, self._launch, self.cfg, tell):
+                    sys.exit(1)
+        else:
+            sweep(words, self._launch, self.cfg, tell)
 
     def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
         """Raises what a job raised."""

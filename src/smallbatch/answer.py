@@ -40,6 +40,7 @@ class Answer:
     lines: list[str]
     target: float
     seeds: tuple[int, ...]
+    next_look: int | None
 
 
 def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
@@ -78,8 +79,13 @@ def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
         )
         curves.append(_curve(cells, row, by_key).assign(m=m, bn_batch_size=bn))
     frame = pd.DataFrame(rows)
-    lines = [*_shown(frame), "", *_notes(cells, frame, halves), *_lines(cells, frame, times, margin, target)]
-    return Answer(frame, pd.concat(curves, ignore_index=True), lines, target, cells.seeds)
+    found = [_best_line(cells, frame), _largest_line(frame, margin), _first_line(cells, times, target)]
+    look = None
+    if any("undecided" in line for line in found):
+        look = next((look for look in LOOKS if look > len(seeds)), None)
+        found.append(f"to settle: the same with seeds={look}" if look else "that is all that 8 seeds can tell: a tie")
+    lines = [*_shown(frame), "", *_notes(cells, frame, halves), *found]
+    return Answer(frame, pd.concat(curves, ignore_index=True), lines, target, cells.seeds, look)
 
 
 def _halves(cells: Cells, records: dict[str, Record]) -> tuple[Array, Array] | None:
@@ -109,7 +115,7 @@ def _accuracy(cells: Cells, mask: Array, halves: tuple[Array, Array] | None) -> 
     if len(cells.seeds) > 1:
         middle, low, _, _ = interval(fixed(cells, highest(cells, mask)))
         reach = middle - low
-    return {"accuracy": value, "low": value - reach, "high": value + reach}
+    return {"accuracy": value, "low": max(value - reach, 0.0), "high": min(value + reach, 100.0)}
 
 
 def _loss(cells: Cells, mask: Array) -> dict[str, float]:
@@ -186,16 +192,6 @@ def _notes(cells: Cells, frame: pd.DataFrame, halves: tuple[Array, Array] | None
     return [f"η̃ chosen on one half of the test images, accuracy seen on the other; on all at once {more:+.2f} points"]
 
 
-def _lines(cells: Cells, frame: pd.DataFrame, times: dict[int, Array], margin: float, target: float) -> list[str]:
-    """The best m and η̃; the largest m that loses less than the margin; the one that gets there first."""
-    found = [_best_line(cells, frame), _largest_line(frame, margin), _first_line(cells, times, target)]
-    open_ = any("undecided" in line for line in found)
-    look = next((look for look in LOOKS if look > len(cells.seeds)), None)
-    if open_:
-        found.append(f"to settle: the same with seeds={look}" if look else "that is all that 8 seeds can tell: a tie")
-    return found
-
-
 def _best_line(cells: Cells, frame: pd.DataFrame) -> str:
     names = _names(frame)
     top = int(frame["loss"].argmin())
@@ -253,7 +249,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def tell_all(records: Iterable[Record], folder: Path, margin: float) -> list[str]:
     """Each setting's answer as lines, and its table (CSV) and pictures in a folder."""
-    settings = _by_setting(list(records))
+    settings = by_setting(list(records))
     whole = table(record for some in settings for record in some)
     lines: list[str] = []
     for some in settings:
@@ -282,7 +278,8 @@ def tell(records: Sequence[Record], stem: Path, margin: float) -> tuple[list[str
     return [*found.lines, f"table and picture: {paths[-1]}, {paths[0].name}"], paths
 
 
-def _by_setting(records: list[Record]) -> list[list[Record]]:
+def by_setting(records: list[Record]) -> list[list[Record]]:
+    """The records of each setting."""
     by_key = {record.run.key: record for record in records}
     return [[by_key[key] for key in some["key"]] for _, some in table(records).groupby("setting", sort=False)]
 

@@ -21,7 +21,7 @@ WORDS = "settings; store=FOLDER says where the runs are"
 AGAIN = 0.1  # seconds until a lost interrupt comes again: out of the callback that lost it by then
 # Settings that are no part of a run: how it is trained, kept and followed.
 BESIDE = (
-    *("store", "overwrite", "save_weights", "wait", "margin", "progress"),
+    *("store", "overwrite", "save_weights", "wait", "settle", "hours", "margin", "progress"),
     *("trainer", "callbacks", "logger", "wandb", "machine", "search", "hydra"),
 )
 

@@ -158,8 +158,6 @@ def no_setting(key: str, cfg: DictConfig) -> str:
     group, _, name = key.lstrip("+").partition(".")
     if group == "trainer" and name in INSTEAD:
         return f"{key}: {INSTEAD[name]}"
-    if key == "seeds":
-        return "seeds is of a grid: add -m; one run has seed=…"
     if key in ("lr", "learning_rate"):
         return f"{key}: use base_lr; the learning rate is base_lr × batch_size"
     top = [str(name) for name in cfg]

@@ -300,6 +300,7 @@ class Config:
     epochs: int = MISSING
     weight_decay: float = MISSING
     seed: int = 0
+    seeds: int | None = None
     precision: Precision = Precision["32-true"]
     figure: Figure | None = None
     scale: Scale = field(default_factory=Scale)
@@ -314,6 +315,8 @@ class Config:
     save_weights: bool | None = None
     progress: bool = True
     wait: bool = True
+    settle: str | None = None
+    hours: float | None = None
     margin: float = 1.0
     grid_point: str | None = None  # set by our sweeper: the key of the run that it expects
 

@@ -73,7 +73,7 @@ def test_an_octave_further_at_that_m():
 
 
 def test_an_incomplete_figure():
-    records = smoke(0, but=5)
+    records = smoke(1, 2, 3, but=5)
     found = verdict(records)
     assert (found.state, found.why) == ("not trained", "incomplete")
     assert len(lacking(found, records)) == 5
@@ -82,7 +82,7 @@ def test_an_incomplete_figure():
 def test_no_runs():
     found = verdict([])
     assert (found.state, found.why) == ("not trained", "no runs")
-    assert {run.key for run in lacking(found, [])} == {r.run.key for r in smoke(0)}
+    assert {run.key for run in lacking(found, [])} == {r.run.key for r in smoke(1, 2, 3)}
 
 
 def test_a_figure_that_takes_best_rates_comes_with_its_sweep():

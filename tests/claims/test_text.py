@@ -74,7 +74,7 @@ def test_a_row_is_counted_and_a_command_stands_once_beneath_all_that_it_decides(
     command = "  train: python src/train.py -m figure=fig05 scale=reduced seeds=3"
     (seeds,) = [i for i, line in enumerate(lines) if line == command]
     assert lines[seeds - 1].startswith("C2, C6 fig05 undecided (seeds): 0 seeds from 1 on in the cells of fig05")
-    assert "  train: python src/train.py -m figure=fig06 scale=reduced" in lines
+    assert "  train: python src/train.py -m figure=fig06 scale=reduced seeds=3" in lines
     assert any("C2, C6 fig06 not trained (incomplete): fig06 lacks 3 runs" in line for line in lines)
     edge = next(i for i, line in enumerate(lines) if line.startswith("C9 fig10 undecided (edge): "))
     assert lines[edge + 1].startswith("  train: python src/train.py -m figure=fig10 scale=reduced batch_size=")

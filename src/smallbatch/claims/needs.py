@@ -26,12 +26,13 @@ class Need:
 
 
 def whole(names: Iterable[str], scale: str, runs: Mapping[str, FigureRuns], words: Sequence[str]) -> Need:
-    """All runs of these figures, and of those whose best η̃ they wait for."""
+    """All runs of these figures, at the seeds of the first look, and of those whose best η̃ they wait for."""
     figures: list[str] = []
     for name in names:
         sweep = figure_config(name).rates_of
         figures += [sweep, name] if sweep and name not in runs else [name]
-    return Need(tuple(dict.fromkeys(figures)), scale, tuple(words))
+    seeded = any(word.startswith(("seed=", "seeds=")) for word in words)
+    return Need(tuple(dict.fromkeys(figures)), scale, tuple(words) if seeded else _changed(words, seeds=[LOOKS[0]]))
 
 
 def more_seeds(figures: Sequence[FigureRuns], first: int, words: Sequence[str]) -> list[Need]:

@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,20 +34,30 @@ def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | No
 
     Exits 1 if a point failed or has no result, 130 on Ctrl-C.
     """
-    complete = True
+    with ended_well():
+        complete = all([train_stage(stage, launch, cfg, tell) for stage in stages(arguments)])
+        if not complete:
+            sys.exit(1)
+
+
+@contextmanager
+def ended_well() -> Iterator[None]:
+    """A grid's errors in one line with exit status 1, and 130 on Ctrl-C."""
     try:
-        for stage in stages(arguments):
-            complete &= _train_stage(stage, launch, cfg, tell)
+        yield
     except TrainsNothing as note:
         print(note)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    if not complete:
-        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
-def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None) -> bool:
-    """Train the missing points of one stage; whether every point is finished or diverged. Raises ConfigError.
+def train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None) -> bool:
+    """Train the missing points of one stage; whether every point is finished or diverged.
+
+    Raises ConfigError, KeyboardInterrupt on Ctrl-C.
 
     A search has several rounds: what has ended in one decides what the next one trains.
     """
@@ -77,8 +87,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Te
         more &= all(results.status(point) in store.ENDED for point in grid.points)
     sum_up(grid, results, before, _without(arguments, _HOW), tell)
     if interrupted:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        raise KeyboardInterrupt
     return all(results.status(point) in store.ENDED for point in grid.points)
 
 

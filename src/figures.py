@@ -72,7 +72,9 @@ def _log(drawn: Drawn, runs: pd.DataFrame, place: Place) -> None:
     """Add what was drawn to the W&B project. Raises SmallBatchError if W&B does not take it: the files are there."""
     place = settled(place, lambda line: None)
     if place.mode != "disabled":
-        where = project.add_figures(place, drawn.paths, {"runs": runs} | text.frames(drawn.claims), drawn.page)
+        answers = {path.stem: pd.read_csv(path) for path in drawn.paths if path.suffix == ".csv"}
+        tables = {"runs": runs} | text.frames(drawn.claims) | answers
+        where = project.add_figures(place, drawn.paths, tables, drawn.page)
         print(where if place.mode == "online" else f"W&B: offline; upload with `wandb sync {where}`")
 
 

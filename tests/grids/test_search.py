@@ -1,5 +1,6 @@
 """A search finds what the full grid finds, asks for no more than it needs, and is the same however often it is cut."""
 
+import gzip
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -233,3 +234,27 @@ def test_a_figure_that_was_searched_has_all_that_is_there_and_lacks_what_is_next
 def test_search_stands_alone():
     with pytest.raises(ConfigError, match=r"base_lr=search: stands alone"):
         expand(["base_lr=search,1/512"])
+
+
+REFERENCE = Path(__file__).parents[2] / "outputs" / "reference"
+
+
+@pytest.mark.parametrize(("start", "asked"), [(-9, 21), (-10, 22), (-12, 24)])
+def test_on_the_real_runs_of_figure_1_it_finds_every_best_of_the_full_grid(start, asked):
+    files = [REFERENCE / "fig01-reduced" / "runs.jsonl", REFERENCE / "pool" / "runs.jsonl.gz"]
+    texts = [gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes() for file in files]
+    ended = Ended({record.run.key: record for text in texts for record in store.parse_export(text.decode())})
+    pilot = ["figure=fig01", "scale=reduced", "seed=0"]
+    octaves = ",".join(f"2**{octave}" for octave in range(-15, -5))
+    grid = expand([*pilot, f"base_lr={octaves}"], ended.describe)
+    search = expand([*pilot, f"search.start=2**{start}"], ended.describe, look=ended.look)
+    assert (len(grid.points), len(search.points), search.open) == (50, asked, [])
+
+    def bests(points):
+        found: dict[int, tuple[float, float]] = {}
+        for run in (point.run for point in points):
+            scored = (ended.look(run)["score"], run.base_lr)
+            found[run.batch_size] = max(found.get(run.batch_size, scored), scored)
+        return {m: int(np.log2(rate)) for m, (_, rate) in found.items()}
+
+    assert bests(search.points) == bests(grid.points) == {2: -9, 8: -9, 32: -10, 128: -12, 512: -15}

@@ -116,8 +116,8 @@ def collect(name: str, scale: str, words: list[str], ended: Ended) -> FigureRuns
         any_seed = not any(word.startswith(("seed=", "seeds=")) for word in words)
         records, missing = ended.of((point.run for point in grid.points), any_seed)
         # A sweep has all η̃ that are there of its batch sizes; what is missing is what its grid or search lacks.
-        all_rates = figure.draw is Draw.sweep and not any(word.startswith("base_lr=") for word in words)
-        more = ended.of_kinds([point.run for point in grid.kinds or grid.points], any_seed) if all_rates else []
+        chosen = figure.draw is not Draw.sweep or any(word.startswith("base_lr=") for word in words)
+        more = ended.of_kinds([point.run for point in grid.kinds or ([] if chosen else grid.points)], any_seed)
         records = list({record.run.key: record for record in [*records, *more]}.values())
     own = any(word.startswith(("model=", "data=")) for word in words)  # and so no stand-in for the paper's
     stand_in = f"stand-in, {figure.stand_in[scale]}" if scale in figure.stand_in and not own else ""

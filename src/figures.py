@@ -22,13 +22,14 @@ from smallbatch.claims import judge, text
 from smallbatch.claims.judge import Row
 from smallbatch.claims.needs import whole
 from smallbatch.compose import parse_words
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, NotYet
 from smallbatch.figures import draw, panels
 from smallbatch.figures import page as report
 from smallbatch.figures.collect import Asked, FigureRuns, gather, names_figures
 from smallbatch.figures.page import Picture
 from smallbatch.files import write_text
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 from smallbatch.table import differences, keep, select, table
 from smallbatch.tracking import project
 from smallbatch.tracking.live import Place, settled

@@ -20,6 +20,7 @@ from smallbatch import cli, store
 from smallbatch.compose import parse_words
 from smallbatch.data import describe, published
 from smallbatch.data.sources import PUBLISHED
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, figure_config, figure_names
@@ -27,7 +28,6 @@ from smallbatch.grids.price import Prices, expected_share, price_of, rest_of_sea
 from smallbatch.grids.progress import sizes
 from smallbatch.grids.search import EXPECTED
 from smallbatch.machine import processes
-from smallbatch.store import Ended
 
 
 @dataclass

@@ -15,9 +15,9 @@ from typing import Any
 from smallbatch import cli, store
 from smallbatch.claims.judge import judge
 from smallbatch.claims.text import markdown
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError
 from smallbatch.figures.collect import Asked, gather
-from smallbatch.store import Ended
 from smallbatch.table import keep
 from smallbatch.tracking.live import Place, login, wandb_errors
 

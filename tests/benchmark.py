@@ -134,8 +134,8 @@ def _make_up(folder: Path, arguments: list[str], known: bool) -> int:
     """Write run folders of a grid with random results; the data are described as here if `known`, else made up too."""
     from smallbatch import store as runs
     from smallbatch.data import describe
+    from smallbatch.ended import Ended
     from smallbatch.grids.expand import expand
-    from smallbatch.store import Ended
 
     ended, random = Ended({}), np.random.RandomState(0)
     points = expand(arguments, describe if known else ended.describe, lambda _, m: dict.fromkeys(m, 2.0**-8))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from smallbatch.ended import Ended
 from smallbatch.grids.expand import expand
 from smallbatch.run import Run
-from smallbatch.store import Ended
 
 REFERENCE = Path(__file__).parents[1] / "outputs" / "reference"
 # Number of runs, keys of the first and of the last (base_lr=best taken as 2^-9, the data's fingerprint as its name).

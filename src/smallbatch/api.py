@@ -23,8 +23,9 @@ import pandas as pd
 from smallbatch import store as folders
 from smallbatch.code import changed
 from smallbatch.compose import add_config_dir, compose, config_dirs, parse_words
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, SmallBatchError
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 from smallbatch.table import select, table
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from smallbatch.claims.text import told
 from smallbatch.cli import is_beside
 from smallbatch.compose import parse_words
 from smallbatch.data import describe
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, NotYet
 from smallbatch.figures.collect import Asked, gather
 from smallbatch.grids.best_rates import best_rates
@@ -33,7 +34,7 @@ from smallbatch.grids.expand import expand, stages
 from smallbatch.grids.price import Prices, expected_share, price_of, rest_of_search, words
 from smallbatch.grids.summary import Tell
 from smallbatch.grids.sweep import Launch, train_stage
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 
 Train = Callable[[list[str], Tell | None], bool]
 

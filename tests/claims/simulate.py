@@ -26,7 +26,8 @@ import synthetic
 from smallbatch.claims.best import best, fixed, highest, tuned
 from smallbatch.claims.cells import LOOKS, Cells
 from smallbatch.claims.judge import judge
-from smallbatch.claims.statistics import TAIL, UNDECIDED, interval
+from smallbatch.claims.noise import TAIL
+from smallbatch.claims.statistics import UNDECIDED, interval
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.grids.search import Bounds, climb
 

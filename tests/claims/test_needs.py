@@ -9,9 +9,10 @@ from synthetic import figure
 from smallbatch.claims.cells import LOOKS
 from smallbatch.claims.judge import judge
 from smallbatch.claims.needs import Need, merged, more_seeds, whole
+from smallbatch.ended import Ended
 from smallbatch.figures.collect import collect
 from smallbatch.grids.expand import expand
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 
 EMPTY = Ended({})
 

@@ -16,9 +16,10 @@ from smallbatch.compose import compose
 from smallbatch.data import describe, folders, load
 from smallbatch.data.blocks import TestBlocks, TrainBlocks
 from smallbatch.data.folders import BrokenImage, centre_crop, draw_crops, open_rgb, random_crop
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError
 from smallbatch.run import make_run
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 from smallbatch.training.module import SmallBatch
 from train import train
 

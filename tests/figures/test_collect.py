@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError
 from smallbatch.figures import draw
 from smallbatch.figures.collect import collect
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import expand
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 
 EMPTY = Ended({})
 

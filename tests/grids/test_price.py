@@ -8,10 +8,11 @@ import pytest
 
 import plan as plan_command
 from smallbatch.config import Norm
+from smallbatch.ended import Ended
 from smallbatch.grids import price
 from smallbatch.grids.expand import expand
 from smallbatch.grids.price import Prices, expected_share, words
-from smallbatch.store import Ended, write_result
+from smallbatch.store import write_result
 from smallbatch.training import speed
 from smallbatch.training.speed import Rate
 

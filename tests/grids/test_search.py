@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from smallbatch import store
 from smallbatch.compose import compose
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError
 from smallbatch.figures.collect import collect
 from smallbatch.grids.best_rates import best_rates
@@ -19,7 +20,7 @@ from smallbatch.grids.expand import expand
 from smallbatch.grids.search import Bounds, climb
 from smallbatch.grids.sweep import sweep
 from smallbatch.run import make_run
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 
 CHANCE = {"chance": 0.1, "test_images": 5000, "train_images": 64}
 

@@ -4,7 +4,7 @@ Accuracies and effects are in points (percent of the test images). Only seeds th
 
 An effect is a sum of terms, each the mean score of one cell: a given one, or the best of a group. Its interval is a
 98 % t-interval of variance Σ s² w² / seeds. s² is the variance within cells, pooled over the figure's cells near the
-best of their m, since runs near an edge scatter more; an m that scatters more than the others has its own (`noise`).
+best of their m, since runs near an edge scatter more; an m that scatters more than the others has its own (`noise.py`).
 Where the seeds cancel within a figure, s² is taken about cell and seed means (paired), else about cell means. Degrees
 of freedom are Satterthwaite's.
 
@@ -21,21 +21,19 @@ that has not converged has a spread of its own, so its interval is that of its v
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from scipy.special import fdtri, stdtrit
+from scipy.special import stdtrit
 
 from smallbatch.claims.cells import Array, Cells, Edge, Untried
+from smallbatch.claims.noise import TAIL, Noise, noise
 from smallbatch.table import binomial_error
 
 SUPPORTED, REFUTED, UNDECIDED = "supported", "not supported", "undecided"
 SEEDS, EDGE, NOISE = "seeds", "edge", "noise"  # why a part is undecided; the first that applies is what to mend first
-TAIL = 0.01  # beyond each end: with looks at 3, 5 and 8 seeds a true zero is called decided in 5 % of cases
 POINT = 1.0  # "clear" is beyond one point
-ALIKE = 3.0  # points: cells of one m whose accuracy is that near scatter alike
 REDUCED_MARGIN = 2.0  # "coincide", "similar" and "fair" below the paper's scale: see `margin`
 
 
@@ -128,57 +126,6 @@ def mean(quantities: list[Quantity]) -> Quantity:
         return Quantity(unknown=Edge("no such batch size in the grid"))
     total = sum(quantities, Quantity())
     return replace(total, terms=total._times(1 / len(quantities)))
-
-
-class Noise(NamedTuple):
-    """The variance of a run, its degrees of freedom, and the cells (a mask, as bytes) that it comes from."""
-
-    variance: float
-    df: float
-    cells: bytes
-
-
-def noise(cells: Cells, row: int, paired: bool, column: str = "score") -> Noise:
-    """How runs like those of a cell scatter, about cell means or, `paired`, cell and seed means.
-
-    From the figure's cells within `ALIKE` points of the best of their m, less the m that scatter more than the others;
-    for a cell of such an m, and one whose like at its m do, from its own like.
-    """
-    squares, each, all_quiet = _squares(cells, column, paired)
-    mean = cells.score.mean(axis=1)
-    own = cells.converged & (cells.m == cells.m[row]) & (np.abs(mean - mean[row]) <= ALIKE)
-    loud = own.any() and _louder(squares, own, all_quiet & ~own, each)
-    return _pooled(squares, own if loud or not all_quiet.any() else all_quiet, each)
-
-
-@lru_cache(maxsize=256)
-def _squares(cells: Cells, column: str, paired: bool) -> tuple[Array, float, Array]:
-    """Squared residuals (cells, seeds), degrees of freedom of each cell, and the cells near the best of a quiet m."""
-    score, several = getattr(cells, column)[cells.converged], int(cells.converged.sum())
-    rest = score - score.mean(axis=1, keepdims=True)
-    rest = rest - rest.mean(axis=0, keepdims=True) if paired else rest
-    squares = np.zeros(cells.score.shape)
-    squares[cells.converged] = rest**2
-    each = (several - paired) * (score.shape[1] - 1) / max(1, several)
-    mean = np.where(cells.converged, cells.score.mean(axis=1), -np.inf)
-    tops = [(cells.m == m) & (mean >= max(mean[cells.m == m].max() - ALIKE, 0.0)) for m in cells.sizes]
-    tops = [top for top in tops if top.any()]
-    every = np.any(tops, axis=0) if tops else np.zeros(len(mean), bool)
-    quiet = [top for top in tops if not _louder(squares, top, every & ~top, each)]
-    return squares, each, np.any(quiet, axis=0) if quiet else every
-
-
-def _pooled(squares: Array, mask: Array, each: float) -> Noise:
-    df = each * float(mask.sum())
-    return Noise(float(squares[mask].sum() / df) if df > 0 else 0.0, df, mask.tobytes())
-
-
-def _louder(squares: Array, some: Array, others: Array, each: float) -> bool:
-    """Whether some cells scatter more than others, beyond what chance does in one of a hundred cases (F test)."""
-    ours, theirs = _pooled(squares, some, each), _pooled(squares, others, each)
-    if not (ours.df > 0 and theirs.df > 0):
-        return False
-    return ours.variance > theirs.variance * float(fdtri(ours.df, theirs.df, 1 - TAIL))
 
 
 def interval(quantity: Quantity, column: str = "score") -> tuple[float, float, float, float]:

@@ -9,11 +9,12 @@ import pandas as pd
 from smallbatch import store
 from smallbatch.compose import CONF, parse_words
 from smallbatch.config import Draw, Figure
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import expand, figure_config, figure_names
 from smallbatch.run import Run
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 from smallbatch.table import keep, select, table
 
 

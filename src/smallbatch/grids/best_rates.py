@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import fmean
 
+from smallbatch.ended import Ended
 from smallbatch.errors import NotYet
 from smallbatch.grids.expand import Describe, Grid, Rates, expand
-from smallbatch.store import Ended, Record
+from smallbatch.store import Record
 
 
 def best_rates(ended: Ended, describe: Describe) -> Rates:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from smallbatch import lock, store
 from smallbatch.data import describe
+from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, TrainsNothing, one_line
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
@@ -20,7 +21,6 @@ from smallbatch.grids.price import Prices, price_of, rest_of_search, words
 from smallbatch.grids.progress import Progress, Results, few, runs, sizes
 from smallbatch.grids.summary import Tell, sum_up
 from smallbatch.run import Run
-from smallbatch.store import Ended
 from smallbatch.tracking.live import Place, settled
 
 ATTEMPTS = 2  # launches in a row without a result, after which the rest is given up

@@ -2,15 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo smoke test test-fast lint bench simulate clean
+.PHONY: help setup demo smoke test test-fast lint bench simulate reproduce reproduce-update reference summary clean
 
 help:
 	@echo "make demo   train a grid on scikit-learn's digits, draw it and judge two claims (no download of data)"
 	@echo "make smoke  the same for every figure of the paper, the claims and a page of it all"
 	@echo "make test   run the tests"
 	@echo "make test-fast   those that train nothing"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   ruff, mypy and zizmor"
 	@echo "make bench  measure speed and memory"
+	@echo "make reproduce   train again what is committed as numbers, and compare; AGAINST=REV: with another commit's code"
 	@echo "make simulate   what the claims' intervals cover and how soon they decide, on made-up runs"
 	@echo "make clean  remove .venv and caches; outputs stay"
 
@@ -44,9 +45,32 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 bench: setup
 	$(BIN)/python tests/benchmark.py
+
+reproduce: setup
+	$(BIN)/python tests/reproduce.py $(if $(AGAINST),--against $(AGAINST))
+
+reproduce-update: setup
+	$(BIN)/python tests/reproduce.py --update
+
+summary: setup
+	@$(BIN)/python src/figures.py figure=fig02 scale=smoke seeds=5 --markdown outputs/figures/verdicts.md > /dev/null
+	@cat outputs/figures/verdicts.md
+
+# Figures with verdicts on real images; needs the data, to know them.
+REFERENCE := fig01 fig02 fig04
+reference: setup
+	$(BIN)/python src/runs.py import outputs/reference/pool/runs.jsonl.gz store=outputs/reference-runs
+	for figure in $(REFERENCE); do \
+		$(BIN)/python src/figures.py figure=$$figure scale=reduced store=outputs/reference-runs --out outputs/reference/$$figure-reduced > /dev/null || exit 1; \
+	done
+	$(BIN)/python src/figures.py scale=reduced store=outputs/reference-runs --out outputs/figures/reference > /dev/null
+	cp outputs/figures/reference/claims.json outputs/reference/claims.json
+	cp outputs/figures/reference/fig16-reduced.png outputs/reference/
+	$(BIN)/python tests/test_readme.py
 
 simulate: setup
 	$(BIN)/python tests/claims/simulate.py

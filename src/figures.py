@@ -44,6 +44,7 @@ def main() -> None:
     cli.add_where(parser)
     parser.add_argument("--source", choices=["store", "wandb"], default="store", help="where the runs are read from")
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="pictures (default: %(default)s)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the verdicts as Markdown too")
     arguments = parser.parse_intermixed_args()
     with cli.one_line_errors():
         words, cfg = cli.sort(arguments.words, arguments.config_dir)
@@ -56,6 +57,8 @@ def main() -> None:
             drawn = _draw_figures(words, Ended(records), folders, arguments.out, cfg.margin)
         else:
             drawn = _draw_chosen(words, records, arguments.out, cfg.margin)
+        if arguments.markdown:
+            write_text(arguments.markdown, "\n\n".join(map(text.markdown, drawn.claims.values())) + "\n")
         if cfg.logger.name == "wandb":
             _log(drawn, table(records.values()), place)
 

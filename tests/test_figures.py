@@ -340,3 +340,20 @@ def test_wandb_s_failure_is_one_line_and_the_files_are_there(folder, tmp_path, c
     status, _ = command(figures_command, f"store={folder}", "--out", tmp_path / "out", *words)
     assert status == "error: W&B: no such project"
     assert (tmp_path / "out" / "fig01-smoke.png").exists()
+
+
+def test_verdicts_are_written_as_markdown_where_asked_for(folder, tmp_path, command):
+    file = tmp_path / "verdicts.md"
+    words = [f"store={folder}", "--out", tmp_path / "out", *GRID, f"data.root={tmp_path / 'data'}", "--markdown", file]
+    assert command(figures_command, *words)[0] == 0
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("| claim | ")
+    assert "- **C4** " in text
+
+
+def test_a_figure_has_an_answer_with_a_table_and_a_picture(folder, tmp_path, command):
+    words = [f"store={folder}", "--out", tmp_path / "out", *GRID, f"data.root={tmp_path / 'data'}"]
+    output = command(figures_command, *words)[1]
+    assert "fig01, which m and η̃" in output
+    assert "table and picture: " in output
+    assert {path.suffix for path in (tmp_path / "out").glob("*-answer.*")} == {".csv", ".png", ".svg"}

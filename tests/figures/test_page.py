@@ -110,7 +110,7 @@ def test_each_state_has_its_mark(tmp_path, page):
 
 
 def test_the_choices_are_those_of_the_readme(page):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "conf" / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## Choices the paper leaves open\n")[2].partition("\n## ")[0]
     shown = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")][2:]
     rows = yaml.safe_load(report.CHOICES.read_text(encoding="utf-8"))

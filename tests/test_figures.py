@@ -171,7 +171,7 @@ def test_without_words_every_figure_with_runs_is_drawn(folder, tmp_path, command
     assert names == {"fig01-smoke", "fig15-smoke", "fig16-smoke", "sgd_paths"}
     assert "missing: alexnet digits m=2 η̃=2^-12 s=0" in output
     claims = json.loads((tmp_path / "out" / "claims.json").read_text())
-    assert (claims["form"], list(claims["scales"])) == (1, ["smoke"])
+    assert (claims["form"], list(claims["scales"])) == (2, ["smoke"])
     assert [claim["id"] for claim in claims["scales"]["smoke"]] == [f"C{i}" for i in range(1, 14)]
     assert "C1, C2, C4 fig01 not trained (incomplete): fig01 lacks 29 runs" in output
     assert "Small batches, reproduced" in (tmp_path / "out" / "index.html").read_text()

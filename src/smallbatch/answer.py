@@ -225,7 +225,7 @@ def _first_line(cells: Cells, times: dict[int, Array], target: float) -> str:
         (row for row in times if np.isfinite(times[row]).all()), key=lambda row: _soonest(cells, times, row)
     )
     if not ranked:
-        return f"{start} no cell with every seed"
+        return f"{start} no m with every seed"
     first = ranked[0]
     told = f"{_cell(cells, first)} in {times[first].mean():.1f} s"
     others = [row for row in ranked if cells.m[row] != cells.m[first]]

@@ -93,7 +93,7 @@ def test_a_verdict_a_count_or_a_score_that_departs_is_told():
     assert reproduce.depart_grid(old, old, spread) == []
     new = copy.deepcopy(old)
     label = next(iter(new["scores"]))
-    new["scores"][label] += 3 * spread
+    new["scores"][label] += 3 * spread[label]
     new["verdicts"][next(iter(new["verdicts"]))] = "something else"
     new["counts"]["finished"] -= 1
     lines = reproduce.depart_grid(old, new, spread)

@@ -202,10 +202,8 @@ def depart_grid(old: Numbers, new: Numbers, deviation: dict[str, float]) -> list
         before, now = old["scores"].get(name), new["scores"].get(name)
         if before is None or now is None:
             lines.append(f"grid: {name}: only {'before' if now is None else 'now'}")
-        elif abs(before - now) > REPEATED * deviation.get(name, 0.0):
-            lines.append(
-                f"grid: {name}: score {before:.4f} before, {now:.4f} now, beyond {REPEATED} × {deviation.get(name, 0.0):.4f}"
-            )
+        elif abs(before - now) > (most := REPEATED * deviation.get(name, 0.0)):
+            lines.append(f"grid: {name}: score {before:.4f} before, {now:.4f} now, more than {most:.4f} apart")
     return lines
 
 

@@ -191,20 +191,27 @@ def depart(old: dict[str, Numbers], new: dict[str, Numbers], tolerance: float) -
 
 
 def depart_grid(old: Numbers, new: Numbers, deviation: dict[str, float]) -> list[str]:
-    """Where the grid departs: other verdicts or counts, and scores further off than repeated runs are."""
+    """Where the grid departs: other verdicts or counts, and scores further off than repeated runs are.
+
+    One in twenty is that far off by chance: so many are not told.
+    """
+    from scipy.stats import binom
+
     lines = [
         f"grid: {what} {name}: {old[what].get(name)} before, {new[what].get(name)} now"
         for what in ("counts", "verdicts")
         for name in sorted(old[what].keys() | new[what].keys())
         if old[what].get(name) != new[what].get(name)
     ]
+    apart = []
     for name in sorted(old["scores"].keys() | new["scores"].keys()):
         before, now = old["scores"].get(name), new["scores"].get(name)
         if before is None or now is None:
             lines.append(f"grid: {name}: only {'before' if now is None else 'now'}")
         elif abs(before - now) > (most := REPEATED * deviation.get(name, 0.0)):
-            lines.append(f"grid: {name}: score {before:.4f} before, {now:.4f} now, more than {most:.4f} apart")
-    return lines
+            apart.append(f"grid: {name}: score {before:.4f} before, {now:.4f} now, more than {most:.4f} apart")
+    by_chance = binom.ppf(0.999, len(new["scores"]), 0.05) if deviation else 0
+    return lines + (apart if len(apart) > by_chance else [])
 
 
 def deviation(scores: list[dict[str, float]]) -> dict[str, float]:

@@ -92,13 +92,15 @@ def test_a_verdict_a_count_or_a_score_that_departs_is_told():
     spread = COMMITTED["deviation"]
     assert reproduce.depart_grid(old, old, spread) == []
     new = copy.deepcopy(old)
-    label = next(iter(new["scores"]))
-    new["scores"][label] += 3 * spread[label]
     new["verdicts"][next(iter(new["verdicts"]))] = "something else"
     new["counts"]["finished"] -= 1
-    lines = reproduce.depart_grid(old, new, spread)
-    assert len(lines) == 3
-    assert any(label in line and "apart" in line for line in lines)
+    assert len(reproduce.depart_grid(old, new, spread)) == 2
+    few, many = (dict(list(old["scores"].items())[:n]) for n in (4, 12))
+    for some, told in ((few, 0), (many, 12)):
+        off = old["scores"] | {label: score + 3 * spread[label] for label, score in some.items()}
+        lines = reproduce.depart_grid(old, old | {"scores": off}, spread)
+        assert len(lines) == told
+        assert all("apart" in line for line in lines)
 
 
 def test_a_case_that_is_new_or_shorter_is_told():

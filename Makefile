@@ -12,6 +12,8 @@ help:
 	@echo "make lint   ruff, mypy and zizmor"
 	@echo "make bench  measure speed and memory"
 	@echo "make reproduce   train again what is committed as numbers, and compare; AGAINST=REV: with another commit's code"
+	@echo "make reproduce-update   show old and new of these numbers, and write the new ones"
+	@echo "make reference   draw outputs/reference anew from the runs of the pool;  make summary: the demo's verdicts"
 	@echo "make simulate   what the claims' intervals cover and how soon they decide, on made-up runs"
 	@echo "make clean  remove .venv and caches; outputs stay"
 

@@ -105,9 +105,6 @@ def _refuse_grids(cfg: DictConfig) -> None:
         if name != "all" and not cfg.figure.scales:
             raise ConfigError(f"figure={name} trains nothing: python src/figures.py figure={name}")
         raise ConfigError(f"figure={name} is a grid: python src/train.py -m figure={name}")
-    for name in ("seeds", "settle", "hours"):
-        if cfg[name] is not None:
-            raise ConfigError(f"{name}={cfg[name]} is of a grid: add -m (another sweeper than ours takes seed=1,2,3)")
     if cfg.base_lr == SEARCH:
         raise ConfigError("base_lr=search is a grid: python src/train.py -m base_lr=search …")
     if cfg.scale.name != "paper":

@@ -9,13 +9,17 @@ here and now, and compares bit for bit. Exit status 1 if anything departs.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -84,14 +88,13 @@ def steps(words: list[str], updates: int) -> Numbers:
             self.norm.append(torch.nn.utils.get_total_norm([p.detach() for p in module.network.parameters()]).item())
 
     torch.set_num_threads(1)
-    _PACKAGE.setdefault("normalise", blocks.normalise)
-    blocks.normalise = _normalise
     cfg = compose([*_without(BASE, words), *words])
     run, images, seen = make_run(cfg), load_images(cfg), Recorder()
     module = SmallBatch(run, *images.sizes)
     found: Numbers = {"initial": [torch.nn.utils.get_total_norm(list(module.network.parameters())).item()]}
     _redraw(module.network)
-    with tempfile.TemporaryDirectory() as folder:
+    ours = partial(_normalise, blocks.normalise)
+    with tempfile.TemporaryDirectory() as folder, patch.object(blocks, "normalise", ours):
         settings = fit.trainer_settings(cfg, run, Path(folder)) | {"callbacks": [seen], "enable_progress_bar": False}
         fit.fit(module, images, **settings)
     found |= {name: getattr(seen, name)[:updates] for name in ("loss", "rate", "norm")}
@@ -99,8 +102,8 @@ def steps(words: list[str], updates: int) -> Numbers:
     return found | ({"test_loss": [row["test_loss"] for row in module.rows]} if whole else {})
 
 
-def _normalise(pixels: Any, images: Any) -> Any:
-    """As the package, but in float64: in float32 a fused multiply-add, where there is one, gives another last bit."""
+def _normalise(theirs: Any, pixels: Any, images: Any) -> Any:
+    """As the package does, but in float64: in float32 a fused multiply-add gives another last bit."""
     import torch
 
     found = (
@@ -108,11 +111,8 @@ def _normalise(pixels: Any, images: Any) -> Any:
         .movedim(-1, 1)
         .contiguous(memory_format=torch.channels_last)
     )
-    assert torch.allclose(found.float(), _PACKAGE["normalise"](pixels, images), atol=1e-5)
+    assert torch.allclose(found.float(), theirs(pixels, images), atol=1e-5)
     return found
-
-
-_PACKAGE: dict[str, Any] = {}
 
 
 def _redraw(network: Any) -> None:
@@ -179,13 +179,13 @@ def depart(old: dict[str, Numbers], new: dict[str, Numbers], tolerance: float) -
                 continue
             # The first weights are torch's float32 normal numbers, whose last bits depend on the instruction set.
             most = tolerance and (1e-6 if number == "initial" else tolerance)
-            pairs = enumerate(zip(before, values, strict=True))
-            off = [i for i, (a, b) in pairs if abs(a - b) > most * max(abs(a), 1e-12)]
+            pairs = enumerate(zip(before, values, strict=True), 1)
+            off = [(i, a, b) for i, (a, b) in pairs if not math.isclose(a, b, rel_tol=most)]  # nan is close to nothing
             if off:
-                at = off[0]
+                at, a, b = off[0]
+                relative = abs(a - b) / max(abs(a), abs(b))
                 lines.append(
-                    f"{name}: {number} departs from update {at + 1} on: {before[at]!r} before, {values[at]!r} now "
-                    f"(relative {abs(before[at] - values[at]) / max(abs(before[at]), 1e-12):.1e})"
+                    f"{name}: {number} departs from update {at} on: {a!r} before, {b!r} now (relative {relative:.1e})"
                 )
     return lines
 
@@ -223,16 +223,19 @@ def deviation(scores: list[dict[str, float]]) -> dict[str, float]:
     return dict(zip(scores[0], map(float, spread), strict=True))
 
 
-def elsewhere(variables: dict[str, str], root: Path = ROOT) -> tuple[dict[str, Numbers], Path]:
-    """The steps and the grid's store in processes with other variables, or with the code of another checkout."""
-    folder = Path(tempfile.mkdtemp())
+Read = TypeVar("Read")
+
+
+def elsewhere(variables: dict[str, str], read: Callable[[Path], Read], root: Path = ROOT) -> tuple[Numbers, Read]:
+    """The steps, and what `read` makes of the grid's store, by processes with other variables or another checkout."""
     script = root / "tests" / "reproduce.py"
     if root != ROOT:
         script.write_bytes(Path(__file__).read_bytes())
-    environment = os.environ | variables
-    command = [sys.executable, str(script), "--into", str(folder)]
-    subprocess.run(command, check=True, env=environment, cwd=root)
-    return json.loads((folder / "steps.json").read_text()), folder / "runs"
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        command = [sys.executable, str(script), "--into", made]
+        subprocess.run(command, check=True, env=os.environ | variables, cwd=root)
+        return json.loads((folder / "steps.json").read_text()), read(folder / "runs")
 
 
 # Instruction sets of a processor that has all of them: torch's own kernels, and oneDNN's convolutions.
@@ -246,12 +249,11 @@ SETS = [
 def update() -> None:
     """Measure anew, show old and new, and write."""
     old = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {"steps": {}, "grid": None}
-    new_steps, store = elsewhere({})
-    new_grid = read_grid(store)
-    others = [elsewhere(variables) for variables in SETS]
+    new_steps, new_grid = elsewhere({}, read_grid)
+    others = [elsewhere(variables, read_grid) for variables in SETS]
     worst = max((line for steps, _ in others for line in depart(new_steps, steps, TOLERANCE)), default="none")
     print(f"beyond {TOLERANCE:g} on other instruction sets: {worst}")
-    spread = deviation([new_grid["scores"], *(read_grid(store)["scores"] for _, store in others)])
+    spread = deviation([new_grid["scores"], *(found["scores"] for _, found in others)])
     print(f"standard deviation of a score over {1 + len(SETS)} instruction sets: {min(spread.values()):.4f} pooled")
     lines = depart(old["steps"], new_steps, TOLERANCE)
     lines += depart_grid(old["grid"], new_grid, {}) if old["grid"] else ["grid: new"]
@@ -265,9 +267,9 @@ def update() -> None:
 def check() -> list[str]:
     """What departs from the committed numbers."""
     committed = json.loads(NUMBERS.read_text(encoding="utf-8"))
-    new_steps, store = elsewhere({})
+    new_steps, new_grid = elsewhere({}, read_grid)
     lines = depart(committed["steps"], new_steps, TOLERANCE)
-    return lines + depart_grid(committed["grid"], read_grid(store), committed["deviation"])
+    return lines + depart_grid(committed["grid"], new_grid, committed["deviation"])
 
 
 def against(revision: str) -> list[str]:
@@ -276,12 +278,9 @@ def against(revision: str) -> list[str]:
         other = Path(folder) / "other"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(other)], check=True)
         subprocess.run(["git", "-C", str(other), "checkout", "-q", revision], check=True)
-        old_steps, old_store = elsewhere({}, other)
-    new_steps, new_store = elsewhere({})
+        old_steps, old_runs = elsewhere({}, _epochs, other)
+    new_steps, new_runs = elsewhere({}, _epochs)
     lines = depart(old_steps, new_steps, 0.0)
-    old_runs, new_runs = (
-        {path.parent.name: _columns(path) for path in s.glob("*/epochs.csv")} for s in (old_store, new_store)
-    )
     lines += [
         f"grid: run {key}: only {'there' if key in old_runs else 'here'}" for key in old_runs.keys() ^ new_runs.keys()
     ]
@@ -291,6 +290,11 @@ def against(revision: str) -> list[str]:
             f"grid: run {key}: {name} departs" for name in sorted(both) if old_runs[key][name] != new_runs[key][name]
         ]
     return lines
+
+
+def _epochs(store: Path) -> dict[str, dict[str, list[str]]]:
+    """Of each run the columns of its epochs."""
+    return {path.parent.name: _columns(path) for path in store.glob("*/epochs.csv")}
 
 
 def _columns(path: Path) -> dict[str, list[str]]:

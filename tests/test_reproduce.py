@@ -108,4 +108,17 @@ def test_a_case_that_is_new_or_shorter_is_told():
     assert reproduce.depart(steps, {"a": {"loss": [1.0]}}, 0.0) == ["b: only there", "a: loss: 2 values before, 1 now"]
     assert reproduce.depart(steps, steps, 0.0) == []
     (line,) = reproduce.depart({"a": {"loss": [1.0, 2.0]}}, {"a": {"loss": [1.0, 2.1]}}, 1e-8)
-    assert line == "a: loss departs from update 2 on: 2.0 before, 2.1 now (relative 5.0e-02)"
+    assert line == "a: loss departs from update 2 on: 2.0 before, 2.1 now (relative 4.8e-02)"
+
+
+@pytest.mark.parametrize("now", [float("nan"), float("inf"), -1.0])
+def test_a_loss_that_is_no_number_any_more_departs(now):
+    assert len(reproduce.depart({"a": {"loss": [1.0]}}, {"a": {"loss": [now]}}, 1e-8)) == 1
+
+
+def test_nothing_of_the_package_stays_changed():
+    from smallbatch.data import blocks
+
+    before = blocks.normalise
+    reproduce.steps(["model=alexnet"], 2)
+    assert blocks.normalise is before

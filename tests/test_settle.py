@@ -173,5 +173,5 @@ def test_an_interrupt_before_the_hours_are_spent_is_the_users(monkeypatch):
 
 @pytest.mark.parametrize("word", ["seeds=3", "settle=C4", "hours=2"])
 def test_one_run_takes_none_of_this(word):
-    with pytest.raises(SystemExit, match=f"error: {word.partition('=')[0]}=.* is of a grid: add -m"):
+    with pytest.raises(SystemExit, match=f"error: {word.partition('=')[0]}=.*: is of python src/train.py -m"):
         main(compose(["data=digits", word]))

@@ -15,6 +15,7 @@ import pandas as pd
 from smallbatch.claims.best import best, candidates, fixed, highest, near
 from smallbatch.claims.cells import LOOKS, PILOT, Array, Cells, cells_of, common_seeds
 from smallbatch.claims.statistics import interval
+from smallbatch.errors import ConfigError
 from smallbatch.figures import draw, panels
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.files import write_text
@@ -44,7 +45,12 @@ class Answer:
 
 
 def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
-    """What the runs of one setting say, or why they say nothing. `margin`: points that a large m may lose."""
+    """What the runs of one setting say, or why they say nothing. `margin`: points that a large m may lose.
+
+    Raises ConfigError if that is below 0.
+    """
+    if margin < 0:
+        raise ConfigError(f"margin={margin:g}: is how much accuracy may be lost, 0 up")
     by_key = {record.run.key: record for record in records}
     figure = FigureRuns("the grid", "", table(records))
     seeds = common_seeds(figure, first=PILOT)
@@ -83,7 +89,9 @@ def answer(records: Sequence[Record], margin: float = 1.0) -> Answer | str:
     look = None
     if any("undecided" in line for line in found):
         look = next((look for look in LOOKS if look > len(seeds)), None)
-        found.append(f"to settle: the same with seeds={look}" if look else "that is all that 8 seeds can tell: a tie")
+        found.append(
+            f"to settle: the same with seeds={look}" if look else f"that is all that {len(seeds)} seeds can tell: a tie"
+        )
     lines = [*_shown(frame), "", *_notes(cells, frame, halves), *found]
     return Answer(frame, pd.concat(curves, ignore_index=True), lines, target, cells.seeds, look)
 
@@ -138,7 +146,7 @@ def _times(cells: Cells, row: int, records: dict[str, Record], target: float) ->
     for key in cells.key[row]:
         curve = records[key].rows
         clock = np.cumsum([epoch["train_seconds"] for epoch in curve])
-        reached = [i for i, epoch in enumerate(curve) if 100 * (epoch["test_accuracy"] or 0.0) >= target]
+        reached = [i for i, epoch in enumerate(curve) if 100 * epoch["test_accuracy"] >= target]
         times.append(clock[reached[0]] if reached else np.inf)
     return np.array(times)
 
@@ -153,7 +161,7 @@ def _curve(cells: Cells, row: int, records: dict[str, Record]) -> pd.DataFrame:
     seeds = [records[key].rows for key in cells.key[row]]
     epochs = min(map(len, seeds))
     clock = [np.cumsum([epoch["train_seconds"] for epoch in rows[:epochs]]) for rows in seeds]
-    accuracy = [[100 * (epoch["test_accuracy"] or np.nan) for epoch in rows[:epochs]] for rows in seeds]
+    accuracy = [[100 * epoch["test_accuracy"] for epoch in rows[:epochs]] for rows in seeds]
     return pd.DataFrame({"seconds": np.mean(clock, axis=0), "accuracy": np.mean(accuracy, axis=0)})
 
 

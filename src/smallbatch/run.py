@@ -19,6 +19,7 @@ from smallbatch.powers import format_power, parse_power
 
 # Raised by one whenever a change alters what a run computes, or a default below changes.
 PROTOCOL = 1
+OF_A_GRID = ("seeds", "settle", "hours")  # settings that no run has
 VARIED = ("batch_size", "base_lr", "bn_batch_size", "seed")  # what a sweep varies within one setting
 
 
@@ -130,6 +131,9 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
         missing = isinstance(error, MissingMandatoryValue)
         why = "must be given, as key=value" if missing else str(error).partition("\n")[0]
         raise ConfigError(f"{error.full_key}: {why}") from None
+    for name in OF_A_GRID:
+        if plain.get(name) is not None:
+            raise ConfigError(f"{name}={plain[name]}: is of python src/train.py -m … alone; one run has seed=…")
     base_lr = parse_power(plain["base_lr"])
     _check(plain, base_lr)
     m, norm = plain["batch_size"], Norm(**plain["norm"])

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from omegaconf import DictConfig
 
 from smallbatch import store
 from smallbatch.answer import answer, by_setting
-from smallbatch.claims.judge import CLAIMS, Verdict, judge, with_figure
+from smallbatch.claims.judge import CLAIMS, Verdict, judge
 from smallbatch.claims.needs import Need
 from smallbatch.claims.statistics import REFUTED, SUPPORTED
 from smallbatch.claims.text import told
@@ -33,7 +32,7 @@ from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import expand, stages
 from smallbatch.grids.price import Prices, expected_share, price_of, rest_of_search, words
 from smallbatch.grids.summary import Tell
-from smallbatch.grids.sweep import Launch, train_stage
+from smallbatch.grids.sweep import Launch, train_grid
 from smallbatch.store import Record
 
 Train = Callable[[list[str], Tell | None], bool]
@@ -78,7 +77,7 @@ def settle(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell) ->
     given, _ = parse_words([word for word in arguments if word.startswith(("settle=", "hours="))])
     rest = [word for word in arguments if not word.startswith(("settle=", "hours="))]
     clock = Clock(_hours(given.get("hours", ["null"])))
-    train = partial(_train, launch, cfg)
+    train = partial(train_grid, launch, cfg)
     try:
         with clock.running():
             if "settle" in given:
@@ -99,10 +98,6 @@ def _hours(given: list[str]) -> float | None:
     if hours is not None and not 0 < hours < float("inf"):
         raise ConfigError(f"hours={','.join(given)}: is a number above 0, such as 1.5")
     return hours
-
-
-def _train(launch: Launch, cfg: DictConfig, arguments: list[str], tell: Tell | None) -> bool:
-    return all([train_stage(stage, launch, cfg, tell) for stage in stages(arguments)])
 
 
 def _settle_answer(arguments: list[str], cfg: DictConfig, train: Train, tell: Tell, clock: Clock) -> bool:
@@ -149,7 +144,7 @@ def _settle_claims(ids: list[str], arguments: list[str], cfg: DictConfig, train:
             return False
         command = min(costs, key=lambda name: costs[name])
         print(f"training {command}, about {words(costs[command])}", flush=True)
-        if not train(_words(needs[command], beside), None):
+        if not train([*needs[command].arguments, *beside], None):
             return False
         done.add(command)
 
@@ -164,13 +159,12 @@ def _verdicts(ids: list[str], asked: Asked, ended: Ended) -> list[tuple[str, Ver
         if not any(set(figures) <= set(asked.figures) for figures in columns):
             there = "; ".join(f"figure={','.join(figures)}" for figures in sorted(columns))
             raise ConfigError(f"settle={name}: rests on other figures: {there}")
-    gathered, problems = gather(replace(asked), asked.scales[0], ended)
+    gathered, problems = gather(asked, asked.scales[0], ended)
     if wrong := [problem for problem in problems if not isinstance(problem, NotYet)]:
         raise wrong[0]
-    rows = with_figure(judge(gathered, asked.changes), asked.figures)
     return [
         (row.id, verdict)
-        for row in rows
+        for row in judge(gathered, asked.changes)
         if row.id in ids
         for verdict in row.verdicts
         if set(verdict.figures) <= set(asked.figures)
@@ -183,14 +177,10 @@ def _line(claim: str, verdict: Verdict) -> str:
     return f"  {claim} {verdict.column}: {verdict.state}{why}{''.join(parts)}"
 
 
-def _words(need: Need, beside: Sequence[str]) -> list[str]:
-    return [f"figure={','.join(need.figures)}", f"scale={need.scale}", *need.words, *beside]
-
-
 def _cost(need: Need, beside: Sequence[str], ended: Ended, prices: Prices) -> float:
     """Seconds that its runs are expected to take, as far as is known."""
     total = 0.0
-    for stage in stages(_words(need, beside)):
+    for stage in stages([*need.arguments, *beside]):
         try:
             grid = expand(stage, rates=best_rates(ended, describe), look=ended.look)
         except NotYet:

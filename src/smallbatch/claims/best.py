@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from smallbatch.claims.cells import Array, Cells, Edge
-from smallbatch.claims.statistics import Quantity, Term, noise
+from smallbatch.claims.noise import noise
+from smallbatch.claims.statistics import Quantity, Term
 from smallbatch.powers import format_power
 
 # Points that a censored m may catch up by one more octave of η̃. Tuned on the runs of figure 1, scale=reduced (one

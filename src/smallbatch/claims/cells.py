@@ -95,11 +95,6 @@ class Cells:
         rows = np.flatnonzero((self.m == m) & (self.rate == rate))
         return int(rows[0]) if rows.size else None
 
-    def rows(self, sizes: Iterable[int], rates: Iterable[float]) -> Array | None:
-        """Rows (seeds,) of the cells with each seed's m and η̃; None if one was not tried."""
-        rows = [self.row(int(m), float(rate)) for m, rate in zip(sizes, rates, strict=True)]
-        return None if None in rows else np.array(rows)
-
     def failing(self, m: int, rate: float) -> int | None:
         """The lowest η̃ of m, this one or below, that is above all its reliable ones, if it has some: as a row, or None.
 

@@ -145,7 +145,7 @@ def _parts(tests: list[Test], figures: list[FigureRuns], share: float = 0.5) -> 
             )
         except Undecided as no:
             why = SEEDS if no.need else EDGE
-            parts.append(Part(str(no), UNDECIDED, why=why, need=no.need, beyond=no.beyond))
+            parts.append(Part(str(no), UNDECIDED, why=why, beyond=no.beyond))
     return list(dict.fromkeys(parts))  # several tests of one figure may lack the same
 
 
@@ -153,7 +153,7 @@ def _look(part: Part, seeds: int) -> Part:
     """A part as it counts with so many seeds: before the first look it waits."""
     if seeds >= LOOKS[0] or part.why == EDGE:
         return part
-    return replace(part, verdict=UNDECIDED, reason=f"{count(seeds, 'seed')} of {LOOKS[0]}", why=SEEDS, need=LOOKS[0])
+    return replace(part, verdict=UNDECIDED, reason=f"{count(seeds, 'seed')} of {LOOKS[0]}", why=SEEDS)
 
 
 def _state(parts: list[Part]) -> str:
@@ -168,10 +168,11 @@ def _wanting(
     words: Sequence[str],
 ) -> tuple[str, tuple[Need, ...]]:
     """Why the parts are undecided, and the runs that would decide them."""
+    first = max(test.first for test in tests)
     why, beyond = undecided_as(part for part in parts if part.counts)
     if why == EDGE:
-        return why, tuple(more_cells(beyond, runs, words))
-    return why, tuple(more_seeds(figures, max(test.first for test in tests), words))
+        return why, tuple(more_cells(beyond, first, runs, words))
+    return why, tuple(more_seeds(figures, first, words))
 
 
 def _reason(state: str, parts: list[Part]) -> str:
@@ -201,7 +202,7 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
         "by_share": {str(share): state for share, state in verdict.by_share.items()},
         "train": [need.command for need in verdict.needs],
         "parts": [
-            {name: value for name, value in asdict(part).items() if name not in ("need", "beyond")}
+            {name: value for name, value in asdict(part).items() if name != "beyond"}
             | {"in_training": part.in_training}
             for part in verdict.parts
         ],

@@ -19,10 +19,14 @@ class Need:
     words: tuple[str, ...]
 
     @property
+    def arguments(self) -> list[str]:
+        """The words of the command line."""
+        return [f"figure={','.join(self.figures)}", f"scale={self.scale}", *self.words]
+
+    @property
     def command(self) -> str:
         """As it is typed; runs that are there are not trained again."""
-        names = f"figure={','.join(self.figures)}"
-        return shlex.join(["python", "src/train.py", "-m", names, f"scale={self.scale}", *self.words])
+        return shlex.join(["python", "src/train.py", "-m", *self.arguments])
 
 
 def whole(names: Iterable[str], scale: str, runs: Mapping[str, FigureRuns], words: Sequence[str]) -> Need:
@@ -44,7 +48,9 @@ def more_seeds(figures: Sequence[FigureRuns], first: int, words: Sequence[str]) 
     return [Need(names, figures[0].scale, _changed(words, **seeds))] if wanted else []
 
 
-def more_cells(untried: Iterable[Untried], runs: Mapping[str, FigureRuns], words: Sequence[str]) -> list[Need]:
+def more_cells(
+    untried: Iterable[Untried], first: int, runs: Mapping[str, FigureRuns], words: Sequence[str]
+) -> list[Need]:
     """The cells, each at its figure's seeds, as few products of m and η̃."""
     sizes: dict[tuple[str, float], list[int]] = {}
     for name, m, rate in sorted(set(untried)):
@@ -52,7 +58,7 @@ def more_cells(untried: Iterable[Untried], runs: Mapping[str, FigureRuns], words
     rates: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for (name, rate), some in sizes.items():
         rates.setdefault((name, tuple(some)), []).append(_typed(rate))
-    seeds = {name: at_look(common_seeds(runs[name])) for name, _ in rates}
+    seeds = {name: at_look(common_seeds(runs[name], first=first)) for name, _ in rates}
     return [
         Need((name,), runs[name].scale, _changed(words, batch_size=some, base_lr=each, seed=seeds[name]))
         for (name, some), each in rates.items()

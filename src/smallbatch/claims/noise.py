@@ -8,9 +8,8 @@ from scipy.special import fdtri
 
 from smallbatch.claims.cells import Array, Cells
 
-TAIL = (
-    0.01  # beyond each end of an interval: with looks at 3, 5 and 8 seeds a true zero is called decided in 5 % of cases
-)
+# Beyond each end of an interval: with looks at 3, 5 and 8 seeds a true zero is called decided in 5 % of cases.
+TAIL = 0.01
 ALIKE = 3.0  # points: cells of one m whose accuracy is that near scatter alike
 
 
@@ -45,7 +44,7 @@ def _squares(cells: Cells, column: str, paired: bool) -> tuple[Array, float, Arr
     squares[cells.converged] = rest**2
     each = (several - paired) * (score.shape[1] - 1) / max(1, several)
     mean = np.where(cells.converged, cells.score.mean(axis=1), -np.inf)
-    tops = [(cells.m == m) & (mean >= max(mean[cells.m == m].max() - ALIKE, 0.0)) for m in cells.sizes]
+    tops = [cells.converged & (cells.m == m) & (mean >= mean[cells.m == m].max() - ALIKE) for m in cells.sizes]
     tops = [top for top in tops if top.any()]
     every = np.any(tops, axis=0) if tops else np.zeros(len(mean), bool)
     quiet = [top for top in tops if not _louder(squares, top, every & ~top, each)]

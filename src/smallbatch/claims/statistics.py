@@ -44,14 +44,13 @@ class Part:
     `train_*`: the same comparison of training accuracies at the end. `updates`, `updates_against`: fewest and most per
     run on the side with the plus sign and on the other. `binomial`: standard error of one accuracy from the test set's
     size, which all seeds share. `counts` is False for what is listed only, to show what another part rests on.
-    `why`: of an undecided part, "seeds", "edge" or "noise"; `need`: how many seeds; `beyond`: the cells to try next.
+    `why`: of an undecided part, "seeds", "edge" or "noise"; `beyond`: the cells to try next.
     """
 
     label: str
     verdict: str
     reason: str = ""
     why: str = ""
-    need: int = 0
     beyond: tuple[Untried, ...] = ()
     effect: float | None = None
     low: float | None = None

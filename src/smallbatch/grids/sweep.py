@@ -35,9 +35,16 @@ def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | No
     Exits 1 if a point failed or has no result, 130 on Ctrl-C.
     """
     with ended_well():
-        complete = all([train_stage(stage, launch, cfg, tell) for stage in stages(arguments)])
-        if not complete:
+        if not train_grid(launch, cfg, arguments, tell):
             sys.exit(1)
+
+
+def train_grid(launch: Launch, cfg: DictConfig, arguments: list[str], tell: Tell | None) -> bool:
+    """Train the missing points of a command line, stage by stage; whether every point is finished or diverged.
+
+    Raises ConfigError, KeyboardInterrupt on Ctrl-C.
+    """
+    return all([_train_stage(stage, launch, cfg, tell) for stage in stages(arguments)])
 
 
 @contextmanager
@@ -54,7 +61,7 @@ def ended_well() -> Iterator[None]:
         sys.exit(130)
 
 
-def train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None) -> bool:
+def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None) -> bool:
     """Train the missing points of one stage; whether every point is finished or diverged.
 
     Raises ConfigError, KeyboardInterrupt on Ctrl-C.
@@ -240,16 +247,8 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
 GROUP_LENGTH = 128  # the longest that W&B takes
 # Words of a command line that say how to train it, and those that say where its files are.
 _HOW = (
-    "callbacks",
-    "logger",
-    "machine",
-    "margin=",
-    "overwrite=",
-    "progress=",
-    "save_weights=",
-    "trainer",
-    "wait=",
-    "wandb.",
+    *("callbacks", "logger", "machine", "margin=", "overwrite=", "progress="),
+    *("save_weights=", "trainer", "wait=", "wandb."),
 )
 _WHERE = ("data.path=", "data.root=", "store=")
 

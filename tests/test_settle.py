@@ -27,12 +27,14 @@ def budget(tmp_path, monkeypatch):
     monkeypatch.setattr("smallbatch.grids.sweep.WORTH_MEASURING", float("inf"))
     monkeypatch.setattr("smallbatch.grids.sweep._without_refused", lambda grid, results: grid)
 
-    def run(accuracy, *words, seconds=0.0):
+    def run(accuracy, *words, spent_after=None):
         trained, like = [], {}
+        monkeypatch.setattr(Clock, "spent", property(lambda self: len(trained) == spent_after))
 
         def launch(jobs):
             for job in jobs:
-                time.sleep(seconds)
+                if len(trained) == spent_after:
+                    raise KeyboardInterrupt
                 axes = {"batch_size": int, "base_lr": parse_power, "seed": int, "grid_point": str}
                 own = dict(word.split("=", 1) for word in job if word.partition("=")[0] in axes)
                 kind = tuple(word for word in job if word.partition("=")[0] not in axes)
@@ -128,9 +130,9 @@ def test_what_cannot_be_settled_is_refused(budget, words, message):
 
 
 def test_hours_end_it_and_the_same_command_goes_on(budget, capsys):
-    decided, some = budget(clear, *FIG01, "settle=C4", f"hours={1 / 3600}", seconds=0.1)
+    decided, some = budget(clear, *FIG01, "settle=C4", "hours=1", spent_after=5)
     assert not decided
-    assert 0 < len(some) < 63
+    assert len(some) == 5
     assert "the hours are spent" in capsys.readouterr().out
     decided, rest = budget(clear, *FIG01, "settle=C4")
     assert decided
@@ -159,6 +161,15 @@ def test_a_tie_of_ones_own_goes_to_the_last_look(budget, capsys):
 def test_without_a_look_to_go_to_hours_bound_a_grid(budget):
     words = [word for word in OWN if not word.startswith(("seeds", "base_lr"))]
     assert budget(clear, *words, "base_lr=1/512,1/256", "seed=0,1")[0]
+
+
+def test_the_clock_interrupts_when_its_hours_are_spent():
+    clock = Clock(0.1 / 3600)
+    with pytest.raises(KeyboardInterrupt), clock.running():
+        time.sleep(60)
+    assert clock.spent
+    with Clock(None).running():
+        pass
 
 
 def test_an_interrupt_before_the_hours_are_spent_is_the_users(monkeypatch):

@@ -320,6 +320,14 @@ def test_the_rate_of_a_large_batch_is_asked_for_at_the_best_small_one(world):
     assert cell.rate == 2.0**-10
 
 
+def test_a_best_of_ties_may_be_lucky_at_the_rate_of_a_large_batch_too(world):
+    # Where m = 2 to 8 tie, the m that C13 reads was chosen by chance, on either side of the difference.
+    tied = figure("fig09", resnet_bn(69, critical=8, peak=lambda m: 0.0), noise=0.3)
+    (verdict,) = [v for v in on("C13", world, fig09=tied) if v.column == "fig09"]
+    (part,) = verdict.parts
+    assert part.high - part.effect == pytest.approx(part.effect - part.low)
+
+
 @pytest.mark.parametrize(("scale", "state"), [("paper", REFUTED), ("reduced", SUPPORTED)])
 def test_what_is_similar_is_within_a_margin_that_the_scale_can_show(scale, state, world):
     runs = {

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from synthetic import figure
 
-from smallbatch.claims.cells import LOOKS
+from smallbatch.claims.cells import LOOKS, Untried
 from smallbatch.claims.judge import judge
-from smallbatch.claims.needs import Need, merged, more_seeds, whole
+from smallbatch.claims.needs import Need, merged, more_cells, more_seeds, whole
 from smallbatch.ended import Ended
 from smallbatch.figures.collect import collect
 from smallbatch.grids.expand import expand
@@ -99,6 +99,12 @@ def test_seeds_come_at_a_look(seeds, wanted):
 def test_a_changed_criterion_asks_for_fresh_seeds():
     (need,) = more_seeds([figure("fig01", seeds=range(1, 9), sizes=[2])], 9, [])
     assert need.words == ("seed=9,10,11",)
+
+
+def test_cells_for_a_changed_criterion_have_its_fresh_seeds():
+    runs = {"fig01": figure("fig01", seeds=range(1, 13), sizes=[2])}
+    (need,) = more_cells([Untried("fig01", 2, 2.0**-13)], 9, runs, [])
+    assert need.words == ("batch_size=2", "base_lr=1/8192", "seed=9,10,11")
 
 
 def test_nothing_is_wanted_after_the_last_look():

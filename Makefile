@@ -72,7 +72,7 @@ reference: setup
 	$(BIN)/python src/figures.py scale=reduced store=outputs/reference-runs --out outputs/figures/reference > /dev/null
 	cp outputs/figures/reference/claims.json outputs/reference/claims.json
 	cp outputs/figures/reference/fig16-reduced.png outputs/reference/
-	$(BIN)/python tests/test_readme.py
+	PYTHONPATH=src $(BIN)/python tests/test_readme.py
 
 simulate: setup
 	$(BIN)/python tests/claims/simulate.py

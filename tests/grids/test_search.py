@@ -242,7 +242,7 @@ REFERENCE = Path(__file__).parents[2] / "outputs" / "reference"
 
 @pytest.mark.parametrize(("start", "asked"), [(-9, 21), (-10, 22), (-12, 24)])
 def test_on_the_real_runs_of_figure_1_it_finds_every_best_of_the_full_grid(start, asked):
-    files = [REFERENCE / "fig01-reduced" / "runs.jsonl", REFERENCE / "pool" / "runs.jsonl.gz"]
+    files = [REFERENCE / "fig01-pilot" / "runs.jsonl", REFERENCE / "pool" / "runs.jsonl.gz"]
     texts = [gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes() for file in files]
     ended = Ended({record.run.key: record for text in texts for record in store.parse_export(text.decode())})
     pilot = ["figure=fig01", "scale=reduced", "seed=0"]

@@ -1,4 +1,4 @@
-"""README's table of verdicts is that of the reference. `make reference` writes it anew, and where its runs come from."""
+"""README's table of verdicts is that of the reference. `make reference` writes it, and where its runs come from."""
 
 import json
 import re

@@ -10,6 +10,11 @@ with scale=… alone, writes them too (claims.json), with a page of everything (
 goes to a Weights & Biases project too.
 """
 
+from smallbatch import signals
+
+if __name__ == "__main__":
+    signals.at_once()  # while the imports below take seconds
+
 import json
 import sys
 from dataclasses import dataclass, field, replace

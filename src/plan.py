@@ -10,6 +10,11 @@ and kept in outputs/calibration.json. Nothing is downloaded or trained. `at most
 their price.
 """
 
+from smallbatch import signals
+
+if __name__ == "__main__":
+    signals.at_once()  # while the imports below take seconds
+
 import platform
 import sys
 from dataclasses import dataclass, fields

@@ -7,6 +7,11 @@
 It is all the same whether a run was trained offline, with W&B away, or without W&B.
 """
 
+from smallbatch import signals
+
+if __name__ == "__main__":
+    signals.at_once()  # while the imports below take seconds
+
 import sys
 from pathlib import Path
 

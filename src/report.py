@@ -8,6 +8,11 @@ the figure's runs, and the commands that make them. Without a login it prints wh
 It needs: pip install wandb-workspaces
 """
 
+from smallbatch import signals
+
+if __name__ == "__main__":
+    signals.at_once()  # while the imports below take seconds
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

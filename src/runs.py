@@ -8,6 +8,11 @@ python src/runs.py import runs.jsonl.gz store=elsewhere
 Words are settings that the runs have, or name figures; store=FOLDER is another folder of runs than outputs/runs.
 """
 
+from smallbatch import signals
+
+if __name__ == "__main__":
+    signals.at_once()  # while the imports below take seconds
+
 import gzip
 import sys
 import zlib

@@ -3,6 +3,11 @@
 The story of a run is in `src/smallbatch/training/train.py`.
 """
 
+from smallbatch import signals
+
+if __name__ == "__main__":
+    signals.at_once()  # while the imports below take seconds
+
 import os
 import sys
 import time
@@ -15,7 +20,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import lock, store
-from smallbatch.cli import keep_interrupts, one_line_errors
+from smallbatch.cli import one_line_errors
 from smallbatch.compose import VERSION_BASE, check_names, plain_errors
 from smallbatch.config import SEARCH, is_trial, register
 from smallbatch.errors import ConfigError, SmallBatchError
@@ -26,7 +31,6 @@ from smallbatch.store import Record
 from smallbatch.training.train import train
 
 register()
-keep_interrupts()
 
 
 @hydra.main(config_path="../conf", config_name="train", **VERSION_BASE)
@@ -46,7 +50,8 @@ def main(cfg: DictConfig) -> float | None:
     except KeyboardInterrupt:
         if of_grid or of_sweep:
             raise
-        sys.exit("interrupted: the same command goes on after the last whole epoch")
+        print("interrupted: the same command goes on after the last whole epoch", file=sys.stderr)
+        sys.exit(signals.status())
     except SmallBatchError as error:
         if of_grid and isinstance(error, lock.Busy):
             return None  # the grid comes back to it

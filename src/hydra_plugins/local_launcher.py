@@ -1,5 +1,6 @@
 """`hydra/launcher=local`: jobs in parallel processes of this machine, kept warm, one thread each."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class LocalLauncher(Launcher):
         state = Singleton.get_state()
         # Composed here, when a worker is about to be free, which has nothing to do meanwhile.
         jobs = (
-            delayed(_run)(state, self.context, self.task, self._compose(list(overrides), index))
+            delayed(_run)(os.getpid(), state, self.context, self.task, self._compose(list(overrides), index))
             for index, overrides in enumerate(job_overrides, initial_job_idx)
         )
         with parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=1):
@@ -49,8 +50,11 @@ class LocalLauncher(Launcher):
         return cfg
 
 
-def _run(state: Any, context: HydraContext, task: TaskFunction, cfg: DictConfig) -> JobReturn:
+def _run(parent: int, state: Any, context: HydraContext, task: TaskFunction, cfg: DictConfig) -> JobReturn:
     """One job, in a process that does not know of this one's resolvers and Hydra yet."""
+    from smallbatch.signals import end_with
+
+    end_with(parent)
     Singleton.set_state(state)
     return run_job(
         hydra_context=context,

@@ -1,4 +1,4 @@
-"""What all commands share: one grammar of words, one guard against errors, and Ctrl-C that is not lost.
+"""What all commands share: one grammar of words, and one guard against errors and signals.
 
 A word `key=value` means the same everywhere: a setting, as `python src/train.py --help` lists them. Settings of
 `BESIDE` say where runs are and go. All others describe runs: those of a grid, or those in the store that have them.
@@ -6,19 +6,17 @@ A word `key=value` means the same everywhere: a setting, as `python src/train.py
 
 import argparse
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from omegaconf import DictConfig
 
+from smallbatch import signals
 from smallbatch.compose import add_config_dir, compose
 from smallbatch.errors import ConfigError, SmallBatchError
 
 WORDS = "settings; store=FOLDER says where the runs are"
-AGAIN = 0.1  # seconds until a lost interrupt comes again: out of the callback that lost it by then
 # Settings that are no part of a run: how it is trained, kept and followed.
 BESIDE = (
     *("store", "overwrite", "save_weights", "wait", "settle", "hours", "margin", "progress"),
@@ -65,9 +63,10 @@ def is_beside(word: str) -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End with one line and exit status 1 where the user can mend it, 130 on Ctrl-C; no traceback."""
+    """End with one line and exit status 1 where the user can mend it, that of the signal on Ctrl-C; no traceback."""
     try:
-        yield
+        with signals.in_order():
+            yield
     except SmallBatchError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # as behind `| head`
@@ -77,21 +76,4 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted; what is done is kept", file=sys.stderr)
-        sys.exit(130)
-
-
-def keep_interrupts() -> None:
-    """Send a KeyboardInterrupt again that Python dropped, so that Ctrl-C always ends what runs.
-
-    Python only reports an exception that is raised within a weak reference's callback or a `__del__`
-    (`sys.unraisablehook`), and goes on. Ctrl-C there, as in joblib's bookkeeping, would end nothing.
-    """
-    report = sys.unraisablehook
-
-    def hook(lost: "sys.UnraisableHookArgs") -> None:
-        if issubclass(lost.exc_type, KeyboardInterrupt):
-            threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT)).start()
-        else:
-            report(lost)
-
-    sys.unraisablehook = hook
+        sys.exit(signals.status())

@@ -4,19 +4,16 @@
 Without `settle`, `hours=8` bounds any grid, and one with `seeds=N` goes on to the next look while its answer is open.
 """
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from smallbatch import store
+from smallbatch import signals, store
 from smallbatch.answer import answer, by_setting
 from smallbatch.claims.judge import CLAIMS, Verdict, judge
 from smallbatch.claims.needs import Need
@@ -57,16 +54,8 @@ class Clock:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Interrupt this process when they are over, as Ctrl-C does: what runs keeps its last whole epoch."""
-        if self.seconds is None:
+        with nullcontext() if self.seconds is None else signals.after(self.seconds):
             yield
-            return
-        timer = threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGINT))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 def settle(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from smallbatch import lock, store
+from smallbatch import lock, signals, store
 from smallbatch.data import describe
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, TrainsNothing, one_line
@@ -32,7 +32,7 @@ Launch = Callable[[Sequence[Sequence[str]]], Any]
 def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None = None) -> None:
     """Train the missing points of a command line's grid, and have a grid of no figure told about.
 
-    Exits 1 if a point failed or has no result, 130 on Ctrl-C.
+    Exits 1 if a point failed or has no result, 130 on Ctrl-C, and so with other signals.
     """
     with ended_well():
         if not train_grid(launch, cfg, arguments, tell):
@@ -49,7 +49,7 @@ def train_grid(launch: Launch, cfg: DictConfig, arguments: list[str], tell: Tell
 
 @contextmanager
 def ended_well() -> Iterator[None]:
-    """A grid's errors in one line with exit status 1, and 130 on Ctrl-C."""
+    """A grid's errors in one line with exit status 1, and that of the signal on Ctrl-C."""
     try:
         yield
     except TrainsNothing as note:
@@ -58,7 +58,7 @@ def ended_well() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(signals.status())
 
 
 def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None) -> bool:

@@ -23,9 +23,9 @@ setup: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Say make PYTHON=python3.12")'
 	@echo "setting up .venv (once; PyTorch is large)"
 	@if command -v uv > /dev/null; then \
-		uv venv --quiet --python $(PYTHON) .venv && uv pip install --quiet --python $(BIN)/python -r requirements.lock; \
+		uv venv --quiet --python $(PYTHON) .venv && uv pip install --quiet --require-hashes --python $(BIN)/python -r requirements.lock; \
 	else \
-		$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
+		$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
 	fi
 	@touch $@
 

@@ -1,10 +1,10 @@
 """Measure what a user's run costs against the same network in a loop written by hand. Prints tables.
 
-    python tests/benchmark.py               # everything, about 10 minutes
-    python tests/benchmark.py --only step   # one part: step, parallel, start, memory, store, wandb
+    python tests/benchmark.py               # everything, about 20 minutes
+    python tests/benchmark.py --only step   # one part: step, parallel, start, memory, store, wandb, peers
 
-Images are random, of CIFAR-10's shape, so nothing is downloaded. Ratios are of neighbours in time, so
-that a noisy machine disturbs both alike; medians are shown.
+Images are random, of CIFAR-10's shape, so nothing is downloaded; `peers` takes CIFAR-10 if `data/` has it. Ratios are
+of neighbours in time, so that a noisy machine disturbs both alike; medians are shown.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
@@ -25,6 +26,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from peers import peers
 
 SOURCE = Path(__file__).parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
@@ -36,8 +38,11 @@ SMALL_RATE = "2**-16"  # nothing diverges, so every step does its whole work
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["step", "parallel", "start", "memory", "store", "wandb"])
-    parser.add_argument("--rounds", type=int, default=15, help="epochs per row of the step table")
+    parser.add_argument("--only", choices=["step", "parallel", "start", "memory", "store", "wandb", "peers"])
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="epochs per row of the step table; a fifth as many grids"
+    )
+    parser.add_argument("--small", action="store_true", help="peers: a tiny grid, to see that it works")
     parser.add_argument("--child", metavar="DATA", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -48,6 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         data = _random_images(Path(temporary))
         parts = {"step": step, "parallel": parallel, "start": start, "memory": memory, "store": store, "wandb": wandb}
+        parts["peers"] = partial(peers, small=arguments.small)
         for name, part in parts.items():
             if arguments.only in (None, name):
                 part(data, arguments.rounds)

@@ -4,8 +4,6 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassStatScores
 
-from smallbatch.compose import accepted, check_call, locate
 from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import STATISTICS_GROUP, TestBlocks, TrainBlocks, statistics_batches
 from smallbatch.errors import ConfigError
@@ -25,39 +22,7 @@ from smallbatch.run import Run
 from smallbatch.store import Row
 from smallbatch.training.schedule import make_schedule
 from smallbatch.training.score import scored_epochs, stopped
-
-
-def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
-    """The run's optimizer; weight decay on all parameters; fused where the class can.
-
-    The class is called as (parameters, lr=…, its settings, and weight_decay and fused if it takes them).
-    """
-    target = locate(run.optimizer["_target_"], "optimizer")
-    settings = {k: v for k, v in run.optimizer.items() if k not in ("_target_", "name")}
-    offered = accepted(target, {"weight_decay": run.weight_decay, "fused": True})
-    if run.weight_decay and "weight_decay" not in {**offered, **settings}:
-        raise ConfigError(f"{run.optimizer['_target_']} takes no weight_decay; set weight_decay=0")
-    arguments = {**offered, "lr": run.base_lr * run.batch_size, **settings}
-    check_call(target, arguments, "optimizer", parameters)
-    try:
-        return target(parameters, **arguments)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"optimizer: {run.optimizer['_target_']}: {error}") from None
-
-
-def make_loss(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
-    """The run's loss: called with (logits, labels) it gives their mean, as cross-entropy, the default, does.
-
-    A class is made with the settings; a function is called with them as well.
-    """
-    target = locate(run.loss["_target_"], "loss")
-    settings = {k: v for k, v in run.loss.items() if k not in ("_target_", "name")}
-    if not isinstance(target, type):
-        check_call(target, settings, "loss", ..., ...)
-        return partial(target, **settings)
-    check_call(target, settings, "loss")
-    made: Callable[[Tensor, Tensor], Tensor] = target(**settings)
-    return made
+from smallbatch.training.step import make_loss, make_optimizer
 
 
 class ImageData(pl.LightningDataModule):

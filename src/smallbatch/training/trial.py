@@ -14,7 +14,7 @@ from smallbatch.errors import ConfigError, one_line
 from smallbatch.files import write_text
 from smallbatch.models import build
 from smallbatch.run import Run
-from smallbatch.training.module import make_loss, make_optimizer
+from smallbatch.training.step import make_loss, make_optimizer
 
 
 def trial(run: Run, images: Images, store: Path | None = None) -> None:

@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import lock, store
 from smallbatch.cli import one_line_errors
-from smallbatch.compose import VERSION_BASE, check_names, plain_errors
+from smallbatch.compose import VERSION_BASE, check_names, plain_errors, whole_paths
 from smallbatch.config import SEARCH, is_trial, register
-from smallbatch.errors import ConfigError, SmallBatchError
+from smallbatch.errors import ConfigError, SmallBatchError, tell, tell_once
 from smallbatch.files import disk_error
 from smallbatch.powers import format_power
 from smallbatch.run import make_run
@@ -67,7 +67,7 @@ def _train_in_turn(cfg: DictConfig, wait: bool) -> tuple[Record, bool]:
     """Train; with `wait`, as a sweeper may ask for one run twice at a time, when nobody else trains it any more."""
     while True:
         try:
-            return train(cfg, say=lambda line: print(line, file=sys.stderr))
+            return train(cfg, say=tell_once if _is_job() else tell)
         except lock.Busy:
             if not wait:
                 raise
@@ -120,5 +120,6 @@ if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong with the command line instead of printing it at length
     # For launchers that start Python anew, as submitit does: they do not know of this script's folder.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+    sys.argv[1:] = whole_paths(sys.argv[1:])
     with one_line_errors(), plain_errors():
         main()

@@ -22,7 +22,7 @@ import pandas as pd
 
 from smallbatch import store as folders
 from smallbatch.code import changed
-from smallbatch.compose import add_config_dir, compose, config_dirs, parse_words
+from smallbatch.compose import PATHS, add_config_dir, compose, config_dirs, parse_words, quoted, whole_paths
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.store import Record
@@ -109,7 +109,7 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
     from smallbatch.grids.expand import expand, stages
     from smallbatch.grids.sweep import sweep
 
-    words = [*words, *_words(settings)]
+    words = [*whole_paths(list(words)), *_words(settings)]
     cfg = compose([word for word in words if word.startswith(("store=", "overwrite=", "wait=", "logger=", "wandb."))])
 
     def launch(jobs: Sequence[Sequence[str]]) -> None:
@@ -159,10 +159,12 @@ def _words(settings: dict[str, Any]) -> list[str]:
     >>> _words({"batch_size": [2, 8], "save_weights": True, "bn_batch_size": None, "base_lr": "2**-9"})
     ['batch_size=2,8', 'save_weights=true', 'bn_batch_size=null', 'base_lr=2**-9']
     """
-    return [f"{name}={_word(value)}" for name, value in settings.items()]
+    return [f"{name}={_word(name, value)}" for name, value in settings.items()]
 
 
-def _word(value: Any) -> str:
+def _word(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(_word, value))
+        return ",".join(_word(name, one) for one in value)
+    if name in PATHS and value is not None:
+        return quoted(str(value))
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from omegaconf import DictConfig
 
 from smallbatch import signals
-from smallbatch.compose import add_config_dir, compose
+from smallbatch.compose import add_config_dir, compose, whole_paths
 from smallbatch.errors import ConfigError, SmallBatchError
 
 WORDS = "settings; store=FOLDER says where the runs are"
@@ -47,6 +47,7 @@ def sort(words: list[str], config_dir: str | None) -> tuple[list[str], DictConfi
     for word in words:
         if word.startswith("hydra.searchpath="):
             raise ConfigError(f"{word}: is of train.py; here say --config-dir FOLDER")
+    words = whole_paths(words)
     beside = [word for word in words if is_beside(word)]
     cfg = compose([word for word in beside if not word.startswith("hydra")])  # how to launch, of train.py
     return [word for word in words if word not in beside], cfg

@@ -1,7 +1,7 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
 import inspect
-import json
+import os
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator
@@ -26,6 +26,7 @@ from smallbatch.config import Config, register
 from smallbatch.errors import ConfigError
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
+PATHS = ("data.path", "data.root", "store")  # settings that name files, which may have any letter
 _HERE = Path(__file__).resolve()
 CONF = next(path for path in (_HERE.parents[2] / "conf", _HERE.parent / "conf") if path.is_dir())  # or installed
 # Without it Hydra 1.3 would behave as 1.1 did; 1.4 does not want it any more.
@@ -64,7 +65,8 @@ def config_dirs() -> list[str]:
 def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     """Kept, since figures share most of their choices and one composition takes Hydra 0.1 s."""
     _initialize()
-    added = [f"hydra.searchpath={json.dumps([f'file://{folder}' for folder in _folders])}"] if _folders else []
+    places = ",".join(quoted(f"file://{folder}") for folder in _folders)
+    added = [f"hydra.searchpath=[{places}]"] if _folders else []
     cfg = hydra_compose(name, [*overrides, *added])
     check_names(cfg)
     return cfg
@@ -208,6 +210,54 @@ def _values(override: Override) -> list[str]:
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP or not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: a grid takes neither globs nor intervals; list the values")
     return [str(value) for value in override.sweep_string_iterator()]
+
+
+def quoted(value: str) -> str:
+    """A text as Hydra's grammar takes any: backslashes count as such unless a quote follows.
+
+    >>> print(quoted("it's a\\\\b\\\\"))
+    'it\\'s a\\b\\\\'
+    """
+    text = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+
+
+def from_yaml(key: str, value: str) -> str:
+    """A text of a YAML file as it is written in a word: quoted where the grammar would read something else."""
+    read = _parsed(f"{key}={value}")
+    return quoted(value) if key in PATHS or read is None or read.is_sweep_override() else value
+
+
+def whole_paths(words: list[str]) -> list[str]:
+    """The words of a command line, with quotes around paths that Hydra's grammar would not read as such.
+
+    These are those it cannot read, as `data.path=run(1).npz`, and those that it takes for something else, as
+    `data.path=a,b.npz`, where such a file is there.
+    """
+    roots = ["", "data", *(word.partition("=")[2] for word in words if word.startswith("data.root="))]
+
+    def there(path: str) -> bool:
+        return any(os.path.lexists(os.path.join(root, path)) for root in roots)
+
+    def whole(word: str) -> str:
+        key, _, value = word.partition("=")
+        if key not in PATHS or not value:
+            return word
+        parts = value.split(",")
+        if there(value) or (_parsed(word) is None and not all(map(there, parts))):
+            parts = [value]
+        elif _parsed(word):
+            return word
+        return f"{key}={','.join(map(quoted, parts))}"
+
+    return [whole(word) for word in words]
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
 
 
 def locate(path: str, where: str) -> Any:

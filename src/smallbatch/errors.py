@@ -1,5 +1,8 @@
 """What a command tells its user in one line."""
 
+import sys
+from functools import cache
+
 
 class SmallBatchError(Exception):
     """What a command tells its user in one line: what, where, what to do."""
@@ -12,6 +15,14 @@ class ConfigError(SmallBatchError):
 def one_line(error: BaseException) -> str:
     """The first line of what an exception says, or its kind if it says nothing."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def tell(notice: str) -> None:
+    """Print a line that is no result."""
+    print(notice, file=sys.stderr)
+
+
+tell_once = cache(tell)  # what each point of a grid would say again
 
 
 class Undefined(ConfigError):

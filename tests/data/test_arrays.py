@@ -365,7 +365,7 @@ def test_processes_that_unpack_one_file_at_once_agree_and_leave_one_whole_folder
 
 def test_threads_that_unpack_one_file_at_once_agree(write_npz, tmp_path):
     for i in range(5):
-        data, barrier = source(write_npz(f"{i}.npz", train_labels=np.arange(20) % (i + 1))), Barrier(4)
+        data, barrier = source(write_npz(f"{i}.npz", train_labels=np.arange(20) % (i + 2))), Barrier(4)
         with ThreadPoolExecutor(4) as pool:
             described = list(pool.map(lambda _, b=barrier, d=data: (b.wait(), describe(d))[1], range(4)))
         assert len(set(described)) == 1

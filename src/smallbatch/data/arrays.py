@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch.compose import check_call, locate
 from smallbatch.config import Preparation
-from smallbatch.data import folders
+from smallbatch.data import cache, folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
+from smallbatch.data.checks import check, doubts, tell_shared
 from smallbatch.data.folders import FileSplit
 from smallbatch.data.sources import ARRAYS, PUBLISHED
-from smallbatch.errors import ConfigError
-from smallbatch.files import write_text
+from smallbatch.errors import ConfigError, one_line
+
+# Bytes of files to read for test images that are training images: above, they are not; above, the result is kept.
+MOST, WORTH_KEEPING = 2**32, 2**24
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Description:
-    """What a run's identity and checks need to know of its data, without reading the images."""
+    """What a run's identity and checks need to know of its data, without reading the images.
+
+    `notice`: one line on what is doubtful about them, or nothing. `path`: where they come from; of an .npz, `folder`
+    has its arrays, with `checksums`.
+    """
 
     name: str
     folder: Path
@@ -85,6 +91,9 @@ class Description:
     full: tuple[int, int]
     preparation: Preparation | None = None  # of image files
     shape: tuple[int, ...] = ()  # (H, W, C)
+    notice: str = ""
+    path: Path = Path()
+    checksums: tuple[int, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -106,19 +115,36 @@ def describe(data: dict[str, Any]) -> Description:
     try:
         folder, meta = _listed(source) if preparation else _unpacked(source)
     except OSError as error:
-        raise ConfigError(f"data.root={data['root']}: {error}") from None
-    classes, full, sizes = meta["classes"], (meta["train"], meta["test"]), []
-    for split, whole in zip(("train", "test"), full, strict=True):
-        given = data.get(f"{split}_size")
-        sizes.append(whole if given is None else given)
-        if not classes <= sizes[-1] <= whole:
-            raise ConfigError(
-                f"data.{split}_size={sizes[-1]}: must lie between {classes} (the classes) and {whole} (the images); "
-                f"data.{split}_size=null takes all"
-            )
+        raise ConfigError(f"{error.filename or data['root']}: {error.strerror or error}") from None
+    classes, full = meta["classes"], (meta["train"], meta["test"])
     name = data.get("name") or data["_target_"].rpartition(".")[2]
-    shape = (preparation.side, preparation.side, 3) if preparation else meta["shape"]
-    return Description(name, folder, meta["fingerprint"], classes, sizes[0], sizes[1], full, preparation, shape)
+    # What lies in the published sets is known, and theirs: see conf/README.md.
+    doubts = [] if PUBLISHED.get(name, ())[1:] == (classes, *full) else meta["doubts"]
+    return Description(
+        name,
+        folder,
+        meta["fingerprint"],
+        classes,
+        _size(data, "train_size", meta["train"], classes),
+        _size(data, "test_size", meta["test"], classes),
+        full,
+        preparation,
+        (preparation.side, preparation.side, 3) if preparation else tuple(meta["shape"]),
+        f"{meta['path']}: {'; '.join(doubts)}" if doubts else "",
+        meta["path"],
+        tuple(meta.get("checksums", ())),
+    )
+
+
+def _size(data: dict[str, Any], name: str, whole: int, classes: int) -> int:
+    """How many images of a split are used: as many as the config says, or all. Raises ConfigError."""
+    given, least = data.get(name), min(classes, whole)
+    if given is not None and not least <= given <= whole:
+        raise ConfigError(
+            f"data.{name}={given}: must lie between {least}, one a class, and {whole}, all images; "
+            f"data.{name}=null takes all"
+        )
+    return whole if given is None else given
 
 
 def published(data: dict[str, Any], fingerprint: str) -> Description | None:
@@ -141,6 +167,11 @@ def load_images(cfg: DictConfig) -> Images:
     return load(describe(data), cfg.machine.workers)
 
 
+def notice(cfg: DictConfig) -> str:
+    """One line on what is doubtful about the images of a config, or nothing. Raises ConfigError."""
+    return describe(OmegaConf.to_container(cfg.data, resolve=True)).notice  # type: ignore[arg-type]
+
+
 def load(description: Description, workers: int = 0) -> Images:
     """Choose the subsets: memory-mapped arrays, or image files that `workers` processes will read."""
     prepare = description.preparation
@@ -158,9 +189,12 @@ def load(description: Description, workers: int = 0) -> Images:
 
 @lru_cache(maxsize=2)
 def _load_arrays(description: Description) -> Images:
-    """Kept, since the statistics take a pass over the images."""
+    """Kept, since the checksums and the statistics take a pass over the images each. Raises ConfigError."""
+    folder, sums = description.folder, list(description.checksums)
+    if cache.checksums(folder) != sums and _unpack(description.path, folder.parent)["checksums"] != sums:
+        raise ConfigError(f"{description.path}: has changed since this command began; give it again")
     train_images, train_labels, test_images, test_labels = (
-        np.load(description.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS
+        np.load(file, mmap_mode="r") for file in cache.files(folder)
     )
     train = Split(train_images, train_labels, stratified(train_labels, description.train_size))
     test = Split(test_images, test_labels, stratified(test_labels, description.test_size))
@@ -199,10 +233,29 @@ def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=32)
 def _listed(source: str) -> tuple[Path, dict[str, Any]]:
     """The folder of image files that a source (as JSON) names, and what is in it."""
-    root = _call(json.loads(source))
-    found = folders.listing(root)
+    arguments = json.loads(source)
+    path, root = _call(arguments), Path(arguments["root"]) / "unpacked"
+    found = folders.listing(path)
     sizes = {"train": len(found.train.labels), "test": len(found.test.labels)}
-    return root, {"fingerprint": found.fingerprint, "classes": found.classes, **sizes}
+    doubts = [*found.doubts, *tell_shared(_shared(path, root, found), sizes["test"])]
+    meta = {"fingerprint": found.fingerprint, "classes": found.classes, **sizes, "doubts": doubts, "path": path}
+    return path, meta
+
+
+def _shared(path: Path, root: Path, found: folders.Listing) -> int:
+    """How many test images are training images; 0 if that takes too long. It is kept if it takes a while."""
+    some = zip((found.train, found.test), folders.alike(found), strict=True)
+    size = sum(part.sizes[chosen].sum() for part, chosen in some)
+    stamp = {"path": str(path.resolve()), "fingerprint": found.fingerprint}
+    if size > MOST:
+        return 0
+    if size > WORTH_KEEPING and (known := cache.recall(root, path, stamp)):
+        return int(known["shared"])
+    number = folders.shared(path, found)
+    if size > WORTH_KEEPING:
+        with suppress(OSError):
+            cache.remember(root, path, stamp, {"shared": number})
+    return number
 
 
 @lru_cache(maxsize=32)
@@ -210,18 +263,22 @@ def _unpacked(source: str) -> tuple[Path, dict[str, Any]]:
     """Folder of .npy files for a source (as JSON), and what is in it."""
     arguments = json.loads(source)
     path, root = _call(arguments), Path(arguments["root"]) / "unpacked"
-    stat, place = path.stat(), str(path.resolve())
-    stamp = {"path": place, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    note = root / f"{path.stem}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.json"
-    meta = _read_note(note, stamp)
-    if meta is None or not _is_whole(root / meta["fingerprint"]):
-        arrays, classes = _read_npz(path)
-        sizes = {split: len(arrays[f"{split}_labels"]) for split in ("train", "test")}
-        meta = {"fingerprint": _sort_and_fingerprint(arrays, classes), "classes": classes, **sizes, "stamp": stamp}
-        _unpack(arrays, root / meta["fingerprint"])
-        write_text(note, json.dumps(meta))
-    folder = root / meta["fingerprint"]
-    return folder, meta | {"shape": np.load(folder / "train_images.npy", mmap_mode="r").shape[1:]}
+    stat = path.stat()
+    stamp = {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    meta = cache.recall(root, path, stamp)
+    if meta is None or not all(file.exists() for file in cache.files(root / meta["fingerprint"])):
+        meta = _unpack(path, root)
+        cache.remember(root, path, stamp, meta)
+    return root / meta["fingerprint"], meta | {"path": path}
+
+
+def _unpack(path: Path, root: Path) -> dict[str, Any]:
+    """Write the arrays of an .npz to files, and tell what is in them. Raises ConfigError, OSError."""
+    arrays, classes = _read_npz(path)
+    fingerprint, digests = _sort_and_fingerprint(arrays, classes)
+    sizes = {split: len(arrays[f"{split}_labels"]) for split in ("train", "test")}
+    what = {"fingerprint": fingerprint, "classes": classes, **sizes, "shape": arrays["train_images"].shape[1:]}
+    return what | {"doubts": doubts(arrays, classes, digests), "checksums": cache.write(root / fingerprint, arrays)}
 
 
 def _call(arguments: dict[str, Any]) -> Path:
@@ -231,85 +288,41 @@ def _call(arguments: dict[str, Any]) -> Path:
     return Path(function(**arguments))
 
 
-def _read_note(note: Path, stamp: dict[str, Any]) -> dict[str, Any] | None:
-    try:
-        known = json.loads(note.read_text())
-        return known if known["stamp"] == stamp else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], int]:
     """The four arrays, checked, labels as int64, and the number of classes."""
+    if not path.is_file():
+        what = "a folder; folders of images are data=folder" if path.is_dir() else "no file at all"
+        raise ConfigError(f"{path}: not a readable .npz, but {what}")
     try:
         with path.open("rb") as opened, zipfile.ZipFile(opened), np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*ARRAYS, "classes") if name in file}
     except Exception as error:  # a damaged zip raises a dozen kinds: OSError, ValueError, zlib.error, …
-        raise ConfigError(f"{path}: not a readable .npz ({error}); is it complete?") from None
-    if missing := [name for name in ARRAYS if name not in arrays]:
-        raise ConfigError(f"{path}: has no array {', '.join(missing)}; it needs {', '.join(ARRAYS)}")
-    for split in ("train", "test"):
-        _check_split(path, split, arrays[f"{split}_images"], arrays[f"{split}_labels"])
-        arrays[f"{split}_labels"] = arrays[f"{split}_labels"].astype(np.int64)
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise ConfigError(f"{path}: train and test images differ in shape")
-    names = arrays.pop("classes", None)
-    highest = max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test"))
-    if names is not None and names.ndim != 1:
-        raise ConfigError(f"{path}: classes has shape {names.shape}; it must be the names, (classes,)")
-    classes = highest + 1 if names is None else len(names)
-    if highest >= classes:
-        raise ConfigError(f"{path}: label {highest} is out of range for {classes} classes")
-    return arrays, classes
+        pickled = "allow_pickle" in str(error)
+        why = "it holds Python objects, which are never unpickled" if pickled else one_line(error)
+        mend = "save numbers, and names as strings" if pickled else "is it complete?"
+        raise ConfigError(f"{path}: not a readable .npz ({why}); {mend}") from None
+    return arrays, check(path, arrays)
 
 
-def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
-        raise ConfigError(
-            f"{path}: {split}_images is {images.dtype} of shape {images.shape}; it must be uint8 (N, H, W, C)"
-        )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-        raise ConfigError(
-            f"{path}: {split}_labels is {labels.dtype} of shape {labels.shape}; it must be integers ({len(images)},)"
-        )
-    if labels.min() < 0:
-        raise ConfigError(f"{path}: {split}_labels has the negative label {labels.min()}")
-
-
-def _sort_and_fingerprint(arrays: dict[str, np.ndarray], classes: int) -> str:
+def _sort_and_fingerprint(arrays: dict[str, np.ndarray], classes: int) -> tuple[str, dict[str, list[bytes]]]:
     """Put each split in the order of its images' hashes, in place; sixteen hex digits over the hashes.
 
-    So copies of a data set that differ in order only are one data set: same key, subset and result.
+    So copies of a data set that differ in order only are one data set: same key, subset and result. With them the
+    hashes of the images alone, in the new order.
     """
-    whole = hashlib.sha256()
+    whole, alone = hashlib.sha256(), {}
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        pairs = zip(images, labels, strict=True)
-        digests = np.array([hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest() for image, label in pairs])
+        pixels, digests = [], []
+        for image, label in zip(images, labels, strict=True):
+            digest = hashlib.sha256(image.tobytes())
+            pixels.append(digest.digest())
+            digest.update(label.tobytes())
+            digests.append(digest.hexdigest())
         order = np.argsort(digests, kind="stable")
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[order], labels[order]
-        whole.update(f"{split} {images.shape} {' '.join(digests[order])}".encode())
+        alone[split] = [pixels[row] for row in order]
+        whole.update(f"{split} {images.shape} {' '.join(digests[row] for row in order)}".encode())
     if classes > 1 + max(int(arrays[f"{split}_labels"].max()) for split in ("train", "test")):
         whole.update(f"{classes} classes".encode())  # more outputs than the labels show
-    return whole.hexdigest()[:16]
-
-
-def _unpack(arrays: dict[str, np.ndarray], folder: Path) -> None:
-    """Write the .npy folder in a temporary one and move it into place; a second process may win."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        written = Path(temporary, folder.name)
-        written.mkdir()  # with the user's umask, unlike the temporary one: others may share the disk
-        for name in ARRAYS:
-            np.save(written / f"{name}.npy", arrays[name])
-        if folder.exists() and not _is_whole(folder):
-            shutil.rmtree(folder)  # somebody deleted a part of it
-        try:
-            written.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-
-
-def _is_whole(folder: Path) -> bool:
-    return all((folder / f"{name}.npy").exists() for name in ARRAYS)
+    return whole.hexdigest()[:16], alone

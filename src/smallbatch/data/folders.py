@@ -8,7 +8,9 @@ import math
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from smallbatch.config import Preparation
+from smallbatch.data import walk
 from smallbatch.data.augment import AUGMENT, stream
 from smallbatch.errors import ConfigError, one_line
 
@@ -59,54 +62,83 @@ def preparation(data: dict[str, Any]) -> Preparation | None:
 
 @dataclass(frozen=True)
 class Files:
-    """The image files of a split: `names` (N,) bytes, relative to the folder, in order; `labels` (N,)."""
+    """The image files of a split: `names` (N,) bytes, relative to the folder, in order; `labels`, `sizes` (N,)."""
 
     names: np.ndarray
     labels: np.ndarray
+    sizes: np.ndarray
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in a folder; the fingerprint is of its files' names and sizes, since ImageNet's contents take hours."""
+    """What is in a folder; the fingerprint is of its files' names and sizes, since ImageNet's contents take hours.
+
+    `doubts`: what is odd about it, each in a few words.
+    """
 
     train: Files
     test: Files
     classes: int
     fingerprint: str
+    doubts: tuple[str, ...]
 
 
 @lru_cache(maxsize=8)
 def listing(root: Path) -> Listing:
     """List a folder, once per process. Raises ConfigError, naming the folder or file that is not as it must be."""
-    whole = hashlib.sha256()
-    (train, classes), (test, test_classes) = (_list_split(root, name, whole) for name in ("train", "val"))
+    whole, doubts = hashlib.sha256(), list[str]()
+    (train, classes), (test, test_classes) = (_list_split(root, name, whole, doubts) for name in ("train", "val"))
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
         raise ConfigError(f"{root}: train/ and val/ must have the same classes; only one has {', '.join(odd[:3])}")
-    return Listing(train, test, len(classes), whole.hexdigest()[:16])
+    if len(classes) < 2:
+        raise ConfigError(f"{root}: all images are of class {classes[0]}; there must be two classes or more")
+    return Listing(train, test, len(classes), whole.hexdigest()[:16], tuple(doubts))
 
 
-def _list_split(root: Path, split: str, whole: Any) -> tuple[Files, list[str]]:
+def _list_split(root: Path, split: str, whole: Any, doubts: list[str]) -> tuple[Files, list[str]]:
     """The files of one split and its classes; names and sizes go into the hash `whole`."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset  # heavy
-
     folder = root / split
     if not folder.is_dir():
-        raise ConfigError(f"{root}: has no {split}/; images must lie in {split}/CLASS/")
-    try:
-        classes, numbers = find_classes(folder)
-        samples = make_dataset(folder, numbers, IMG_EXTENSIONS)
-    except FileNotFoundError as error:  # no class, or a class without images
-        raise ConfigError(f"{folder}: {error}") from None
-    names = []
-    for path, _ in samples:
-        size = os.stat(path).st_size
-        if not size:
-            raise ConfigError(f"{path}: is an empty file; replace or remove it")
-        names.append(os.fsencode(split + path[len(str(folder)) :]))
-        whole.update(b"%s\0%d\n" % (names[-1], size))
+        other = "; rename test/ to val/" if split == "val" and (root / "test").is_dir() else ""
+        raise ConfigError(f"{root}: has no {split}/; images must lie in {split}/CLASS/{other}")
+    found = walk.entries(folder)
+    classes = [entry.name for entry in found if entry.is_dir()]
+    if not classes:
+        raise ConfigError(f"{folder}: Couldn't find any class folder; images must lie in {split}/CLASS/")
+    loose = [entry.name for entry in found if entry.name.lower().endswith(walk.SUFFIXES) and not entry.is_dir()]
+    if loose:
+        doubts.append(f"images in {split}/ itself, which are of no class: {len(loose)}")
+    above, left_out = frozenset(map(os.path.realpath, (root, folder))), Counter[str]()
+    files: list[tuple[bytes, int, int]] = []
+    for label, name in enumerate(classes):
+        before = len(files)
+        for path, size in walk.images(os.path.join(folder, name), above, left_out):
+            files.append((os.fsencode(split + path[len(str(folder)) :]), label, size))
+            whole.update(b"%s\0%d\n" % (files[-1][0], size))
+        if len(files) == before:
+            ends = ", ".join(walk.SUFFIXES)
+            raise ConfigError(f"{folder}: Found no valid file for the classes {name}; images end in {ends}")
+    doubts += [f"{suffix} files in {split}/, which are not read: {n}" for suffix, n in left_out.items() if n]
     # One array of bytes: a million objects would be copied into each worker by and by, as their references are counted.
-    return Files(np.array(names), np.array([label for _, label in samples], np.int64)), classes
+    names, labels, sizes = zip(*files, strict=True)
+    return Files(np.array(names), np.array(labels, np.int64), np.array(sizes, np.int64)), classes
+
+
+def alike(found: Listing) -> tuple[np.ndarray, np.ndarray]:
+    """Which training and which test images have the size of one of the others, and so may be the same."""
+    train, test = found.train.sizes, found.test.sizes
+    return np.isin(train, test), np.isin(test, train)
+
+
+def shared(root: Path, found: Listing) -> int:
+    """How many test images are training images, byte for byte. Raises OSError."""
+    train, test = (
+        [hashlib.sha256((root / os.fsdecode(name)).read_bytes()).digest() for name in part.names[some]]
+        for part, some in zip((found.train, found.test), alike(found), strict=True)
+    )
+    trained = set(train)
+    return sum(digest in trained for digest in test)
 
 
 @dataclass(frozen=True)
@@ -189,10 +221,16 @@ def _pixels(part: Any) -> np.ndarray:
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """An image file of any mode (greyscale, 16 bits, palette, CMYK, …) as RGB. Raises BrokenImage."""
+    """An image file of any mode (greyscale, 16 bits, palette, CMYK, …) as RGB, turned as its orientation tag says.
+
+    Raises BrokenImage.
+    """
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # on metadata, of which ImageNet has odd ones
+            image.load()
+            with suppress(Exception):  # of damaged metadata, which say nothing then
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode in ("I", "F"):
                 raise ValueError(f"pixels of 32 bits, mode {image.mode}, without a known range")
             if image.mode.startswith("I;16"):  # which convert() would cut off at 255

@@ -66,18 +66,29 @@ def digits(root: str, enlarge: int = 4) -> Path:
 
 def arrays(root: str, path: str) -> Path:
     """Your own .npz: `path`, as given or below `root`."""
-    found = next((p for p in (Path(path), Path(root) / path) if p.exists()), None)
-    if found is None:
-        raise ConfigError(f"data.path={path}: no such file")
-    return found
+    return _found(root, path, "file")
 
 
 def folder(root: str, path: str) -> Path:
     """Your own folder of image files: `path`, as given or below `root`."""
-    found = next((p for p in (Path(path), Path(root) / path) if p.is_dir()), None)
-    if found is None:
-        raise ConfigError(f"data.path={path}: no such folder, neither as given nor in data.root={root}")
+    found = _found(root, path, "folder")
+    if not found.is_dir():
+        raise ConfigError(f"data.path={path}: is a file, no folder; .npz files are data=arrays")
     return found
+
+
+def _found(root: str, path: str, kind: str) -> Path:
+    for place in (Path(path), Path(root) / path):
+        try:
+            place.stat()
+        except OSError as error:
+            if place.is_symlink():
+                raise ConfigError(f"{place}: is a link to {place.readlink()}: {error.strerror}") from None
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise ConfigError(f"{place}: {error.strerror}") from None
+        else:
+            return place
+    raise ConfigError(f"data.path={path}: no such {kind}, neither as given nor in data.root={root}")
 
 
 def cifar10(root: str) -> Path:

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.compose import CONF, Axes, chooses_files, compose, no_setting, parse_words
+from smallbatch.compose import CONF, Axes, chooses_files, compose, from_yaml, no_setting, parse_words, plain_errors
 from smallbatch.config import SEARCH, Draw, Figure
 from smallbatch.data import Description, describe
 from smallbatch.errors import ConfigError, TrainsNothing, Undefined, one_line
@@ -218,7 +218,7 @@ def _products(figures: list[Figure], scales: list[str], given: Axes, rates: Rate
         products = figure.scales.get(scale, [])
         for product in products if isinstance(products, list) else [products]:
             merged = {**figure.common, **settings, **product}
-            axes = {str(key): _as_axis(value) for key, value in merged.items()} | given
+            axes = {str(key): _as_axis(str(key), value) for key, value in merged.items()} | given
             for chosen in _with_best_rates(axes, figure, [f"scale={scale}", *_without_sweep(given)], rates):
                 yield f"figure={figure.name} scale={scale}: ", chosen
 
@@ -240,10 +240,10 @@ def _with_best_rates(axes: Axes, figure: Figure, words: list[str], rates: Rates 
         yield axes | {"batch_size": [str(m)], "base_lr": [repr(rate)]}
 
 
-def _as_axis(value: Any) -> list[str]:
+def _as_axis(key: str, value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     words = {"True": "true", "False": "false", "None": "null"}
-    return [words.get(str(v), str(v)) for v in values]
+    return [from_yaml(key, v) if isinstance(v, str) else words.get(str(v), str(v)) for v in values]
 
 
 def _combinations(axes: Axes) -> Iterator[list[str]]:
@@ -253,7 +253,8 @@ def _combinations(axes: Axes) -> Iterator[list[str]]:
 
 @lru_cache(maxsize=4096)
 def _parse_leaf(leaf: str) -> Override:
-    return OverridesParser.create().parse_override(leaf)
+    with plain_errors():
+        return OverridesParser.create().parse_override(leaf)
 
 
 def _set(cfg: DictConfig, leaf: str) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from smallbatch import lock, signals, store
+from smallbatch.compose import quoted
 from smallbatch.data import describe
 from smallbatch.ended import Ended
-from smallbatch.errors import ConfigError, TrainsNothing, one_line
+from smallbatch.errors import ConfigError, TrainsNothing, one_line, tell_once
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
 from smallbatch.grids.price import Prices, price_of, rest_of_search, words
@@ -49,7 +50,8 @@ def train_grid(launch: Launch, cfg: DictConfig, arguments: list[str], tell: Tell
 
 @contextmanager
 def ended_well() -> Iterator[None]:
-    """A grid's errors in one line with exit status 1, and that of the signal on Ctrl-C."""
+    """A grid's errors in one line with exit status 1, and that of the signal on Ctrl-C; its notices once."""
+    tell_once.cache_clear()
     try:
         yield
     except TrainsNothing as note:
@@ -157,6 +159,8 @@ def _without_refused(grid: Grid, results: Results) -> Grid:
 def _say_plan(grid: Grid, found: int, missing: list[Point], cfg: DictConfig) -> None:
     for line in few([f"left out: {point}: {why}" for point, why in grid.undefined], "left out: "):
         print(line)
+    for notice in dict.fromkeys(point.images.notice for point in grid.points if point.images.notice):
+        tell_once(notice)
     updates = sum(p.updates for p in missing)
     images = sum(p.updates * p.run.batch_size for p in missing)
     left_out = f", {len(grid.undefined)} left out" if grid.undefined else ""
@@ -268,8 +272,3 @@ def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
 
 def _without(arguments: list[str], beginnings: tuple[str, ...]) -> list[str]:
     return [word for word in arguments if not word.lstrip("+~").startswith(beginnings)]
-
-
-def quoted(word: str) -> str:
-    """A word as Hydra's grammar takes any."""
-    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from smallbatch import lock, store
 from smallbatch.config import is_trial
+from smallbatch.data import load_images, notice
 from smallbatch.errors import ConfigError
 from smallbatch.run import make_run
 from smallbatch.store import Record
@@ -31,6 +32,8 @@ def train(cfg: DictConfig, say: Callable[[str], None]) -> tuple[Record, bool]:
 def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[Record, bool]:
     # The run is all of the config that decides its numbers. Its key names its folder.
     run = make_run(cfg)
+    if (doubt := notice(cfg)) and not cfg.grid_point:  # a grid says it once
+        say(doubt)
     path = store.folder(folder, run)
     if record := store.kept(path, cfg, say):
         store.tidy(path)
@@ -41,7 +44,6 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
     # These import torch, which takes seconds: wrong configs and finished runs do without.
     import torch
 
-    from smallbatch.data import load_images
     from smallbatch.tracking import live
     from smallbatch.training import fit
     from smallbatch.training.module import SmallBatch

@@ -241,13 +241,13 @@ def whole_paths(words: list[str]) -> list[str]:
 
     def whole(word: str) -> str:
         key, _, value = word.partition("=")
-        if key not in PATHS or not value:
+        read = _parsed(word)
+        as_it_is = read and not read.is_sweep_override() and read.value() == value
+        if key not in PATHS or as_it_is or (read and not there(value)):
             return word
         parts = value.split(",")
-        if there(value) or (_parsed(word) is None and not all(map(there, parts))):
+        if there(value) or not all(map(there, parts)):
             parts = [value]
-        elif _parsed(word):
-            return word
         return f"{key}={','.join(map(quoted, parts))}"
 
     return [whole(word) for word in words]

@@ -22,7 +22,10 @@ def tell(notice: str) -> None:
     print(notice, file=sys.stderr)
 
 
-tell_once = cache(tell)  # what each point of a grid would say again
+@cache
+def tell_once(notice: str) -> None:
+    """Print what each point of a grid would say again."""
+    tell(notice)
 
 
 class Undefined(ConfigError):

@@ -3,6 +3,11 @@
 import importlib
 import json
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +18,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from smallbatch.compose import compose
-from smallbatch.data import describe, folders, load
+from smallbatch.data import arrays, describe, folders, load
 from smallbatch.data.blocks import TestBlocks, TrainBlocks
 from smallbatch.data.folders import BrokenImage, centre_crop, draw_crops, open_rgb, random_crop
 from smallbatch.ended import Ended
@@ -38,7 +43,7 @@ def write(root: Path, train: int = 7, test: int = 2) -> Path:
         for label, name in enumerate(CLASSES):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                image = picture(100 * label + i)
+                image = picture(100 * label + i + 50 * (split == "val"))
                 (image.convert("L") if i == 0 else image).save(root / split / name / f"{i}.jpg")
     return root
 
@@ -61,6 +66,14 @@ def config(path: Path, *overrides: str):
 def images(path: Path, *overrides: str, workers: int = 0):
     cfg = config(path, *overrides)
     return load(describe(OmegaConf.to_container(cfg.data, resolve=True)), workers)
+
+
+def describe_folder(path: Path):
+    """As a new process sees it, with a data root beside it."""
+    folders.listing.cache_clear()
+    arrays._listed.cache_clear()
+    cfg = config(path, f"data.root={path.parent / 'root'}")
+    return describe(OmegaConf.to_container(cfg.data, resolve=True))
 
 
 def epoch(path: Path, *overrides: str, m: int = 1, workers: int = 0, seed: int = 0, number: int = 0):
@@ -124,6 +137,86 @@ def test_imagenet_lies_in_the_data_root(tmp_path):
     assert make_run(compose(["data=imagenet", f"data.root={tmp_path}", "batch_size=4"])).data["name"] == "imagenet"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("train/.git/0.jpg", "val/.ipynb_checkpoints/0.jpg", "train/cat/.ipynb_checkpoints/0-checkpoint.jpg"),
+        *("train/cat/._0.jpg", "train/cat/.0.jpg.part.jpg", "train/__MACOSX/0.jpg", "val/cat/@eaDir/0.jpg/THUMB.jpg"),
+        *("train/cat/Thumbs.db", "train/dog/desktop.ini", "train/.DS_Store", "train/lost+found/x"),
+    ],
+)
+def test_what_is_hidden_or_a_systems_own_is_neither_class_nor_image(own, name):
+    first = folders.listing(own)
+    (own / name).parent.mkdir(parents=True, exist_ok=True)
+    (own / name).write_bytes(b"\0\5\x16\7")
+    folders.listing.cache_clear()
+    found = folders.listing(own)
+    assert (found.fingerprint, found.classes) == (first.fingerprint, first.classes)
+    assert found.train.names.tolist() == first.train.names.tolist()
+
+
+def test_a_folder_may_lie_in_a_hidden_one_and_have_links_and_capitals(pictures, tmp_path):
+    hidden = write(tmp_path / ".cache" / "pictures")
+    (hidden / "train/cat").rename(tmp_path / "cats")
+    (hidden / "train/cat").symlink_to(tmp_path / "cats")
+    assert folders.listing(hidden).fingerprint == folders.listing(pictures).fingerprint
+    (tmp_path / "cats/0.jpg").rename(tmp_path / "cats/0.JPEG")
+    folders.listing.cache_clear()
+    assert b"train/cat/0.JPEG" in folders.listing(hidden).train.names
+
+
+def test_files_are_in_the_order_of_torchvision_s(own):
+    """Which the fingerprint and the seeds' images go by."""
+    from torchvision.datasets import ImageFolder
+
+    for name in (
+        "cat/b/1.jpg",
+        "cat/b-c/1.jpg",
+        "cat/b/c/1.jpg",
+        "cat/B/1.png",
+        "dog/Z.jpg",
+        "dog/10.jpg",
+        "dog/é.jpg",
+    ):
+        (own / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(1).save(own / "train" / name)
+    expected = [path.removeprefix(f"{own}/").encode() for path, _ in ImageFolder(own / "train").samples]
+    assert folders.listing(own).train.names.tolist() == expected
+
+
+def test_test_images_that_are_training_images_are_counted(own):
+    assert describe_folder(own).notice == ""
+    for name in ("cat", "dog"):
+        (own / "val" / name / "copy.jpg").write_bytes((own / "train/cat/1.jpg").read_bytes())
+    same_size = bytearray((own / "train/owl/1.jpg").read_bytes())
+    same_size[-9] ^= 1
+    (own / "val/owl/other.jpg").write_bytes(same_size)
+    assert describe_folder(own).notice == f"{own}: 2 of 6 test images are training images"
+
+
+def test_counting_them_reads_no_more_than_a_bound_and_is_kept_where_it_takes_long(own, tmp_path, monkeypatch):
+    (own / "val/cat/copy.jpg").write_bytes((own / "train/cat/1.jpg").read_bytes())
+    monkeypatch.setattr(arrays, "WORTH_KEEPING", 1)
+    expected = describe_folder(own).notice
+    assert "1 of 4" in expected
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "shared", lambda *found: pytest.fail("counted again"))
+        assert describe_folder(own).notice == expected
+    (own / "val/dog/copy.jpg").write_bytes((own / "train/cat/1.jpg").read_bytes())
+    assert "2 of 5" in describe_folder(own).notice
+    monkeypatch.setattr(arrays, "MOST", 1)
+    assert describe_folder(own).notice == ""
+
+
+def test_what_is_left_out_is_named(own):
+    for name in ("train/cat/1.gif", "train/dog/2.GIF", "val/owl/3.heic", "train/4.jpg", "train/cat/read.me"):
+        (own / name).write_bytes(b"x")
+    assert describe_folder(own).notice == (
+        f"{own}: images in train/ itself, which are of no class: 1; .gif files in train/, which are not read: 2; "
+        ".heic files in val/, which are not read: 1"
+    )
+
+
 # From a file to pixels
 
 
@@ -145,6 +238,46 @@ def test_sixteen_bits_keep_their_range_and_thirty_two_have_none(tmp_path):
     Image.fromarray(levels.astype(np.float32) / 65536).save(tmp_path / "deep.tif")
     with pytest.raises(BrokenImage, match=r"deep\.tif: .*32 bits, mode F"):
         open_rgb(tmp_path / "deep.tif")
+
+
+UPRIGHT = np.zeros((18, 24, 3), np.uint8)
+UPRIGHT[:9], UPRIGHT[:, :6] = 255, (255, 0, 0)
+# What a camera stores for an upright picture, by the tag that says how to turn it back (EXIF 2.32, orientation).
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.swapaxes(0, 1),
+    6: np.rot90(UPRIGHT, 1),
+    7: UPRIGHT[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+def test_the_orientation_tag_is_applied(tmp_path, suffix, orientation):
+    tag = Image.Exif()
+    tag[274] = orientation
+    pixels = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
+    pixels.save(
+        tmp_path / f"photo.{suffix}", exif=tag, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {})
+    )
+    got = np.asarray(open_rgb(tmp_path / f"photo.{suffix}")).astype(int)
+    assert got.shape == UPRIGHT.shape
+    assert abs(got - UPRIGHT).max() <= (40 if suffix == "jpg" else 0)  # edges of a JPEG ring
+
+
+def test_sixteen_bits_are_turned_too_and_a_damaged_tag_is_none(tmp_path):
+    tag = Image.Exif()
+    tag[274] = 6
+    levels = np.arange(0, 65536, 256, dtype=np.uint16).reshape(32, 8)
+    Image.fromarray(np.ascontiguousarray(np.rot90(levels))).save(tmp_path / "deep.png", exif=tag)
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "deep.png"))[..., 0], levels >> 8)
+    for damaged in (b"garbage", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", tag.tobytes()[:-9]):
+        picture(0).save(tmp_path / "damaged.png", exif=damaged)
+        assert np.array_equal(np.asarray(open_rgb(tmp_path / "damaged.png")), np.asarray(picture(0)))
 
 
 @pytest.mark.parametrize("size", [(24, 18), (18, 24), (9, 9), (40, 9), (7, 31)])
@@ -293,10 +426,45 @@ def spoil_train(root: Path) -> None:
         path.rename(root / f"train-{path.name}")
 
 
+def spoil_folder(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    (root / "train").write_text("a file")
+
+
+def spoil_all_but_one(root: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("dog", "owl"):
+            shutil.rmtree(root / split / name)
+
+
+def link(name: str, target: str):
+    return lambda root: (root / name).symlink_to(target)
+
+
 SPOILT = {
     "no val": (lambda root: (root / "val").rename(root / "test"), r"own: has no val/; images must lie in val/CLASS/"),
     "no train": (lambda root: (root / "train").rename(root / "x"), "own: has no train/"),
+    "test for val": (lambda root: (root / "val").rename(root / "test"), "rename test/ to val/"),
+    "train is a file": (spoil_folder, "own: has no train/"),
     "no class": (spoil_train, "own/train: Couldn't find any class folder"),
+    "one class": (spoil_all_but_one, "own: all images are of class cat; there must be at least two classes"),
+    "a dangling image": (
+        link("train/cat/gone.jpg", "nowhere.jpg"),
+        "own/train/cat/gone.jpg: is a link to nowhere.jpg: No",
+    ),
+    "a dangling folder": (link("train/cat/more", "/nowhere"), "own/train/cat/more: is a link to /nowhere: No such"),
+    "a dangling class": (link("val/bee", "/nowhere/bee"), "own/val/bee: is a link to /nowhere/bee: No such file"),
+    "a link to itself": (link("train/cat/0.png", "0.png"), "own/train/cat/0.png: is a link to 0.png: Too many levels"),
+    "a circle": (link("train/cat/again", ".."), "own/train/cat/again: is a link back to .*own/train, which holds it"),
+    "a circle of one": (
+        link("val/dog/again", "."),
+        "own/val/dog/again: is a link back to .*own/val/dog, which holds it",
+    ),
+    "a circle of all": (
+        link("train/again", ".."),
+        "own/train/again: is a link back to .*own, which holds it; remove it",
+    ),
+    "a pipe": (lambda root: os.mkfifo(root / "val/owl/pipe.png"), "own/val/owl/pipe.png: holds no data"),
     "an empty class": (spoil_class, "own/train: Found no valid file for the classes dog"),
     "other classes": (spoil_classes, "own: train/ and val/ must have the same classes; only one has emu, owl"),
     "an empty file": (lambda root: (root / "val/owl/0.jpg").write_bytes(b""), "own/val/owl/0.jpg: is an empty file"),
@@ -315,6 +483,7 @@ def test_a_folder_that_is_not_as_it_must_be_is_refused_in_one_line(own, spoil, m
     ("override", "message"),
     [
         ("data.path=absent", "data.path=absent: no such folder"),
+        (f"data.path={__file__}", f"data.path={__file__}: is a file, no folder; .npz files are data=arrays"),
         ("data.side=0", "data.side=0"),
         ("data.resize=[7,9]", r"data.resize=\[7, 9\].*data.side=8"),
         ("data.resize=[12,9]", r"data.resize=\[12, 9\]"),
@@ -329,6 +498,51 @@ def test_a_bad_setting_is_refused_in_one_line_naming_it(pictures, override, mess
     with pytest.raises(ConfigError, match=message) as caught:
         make_run(config(pictures, override))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "own-link"])
+def test_a_path_that_is_a_link_into_nowhere_is_named(tmp_path, target):
+    (tmp_path / "own-link").symlink_to(target)
+    for data in ("folder", "arrays"):
+        with pytest.raises(ConfigError, match=f"own-link: is a link to {target}: "):
+            make_run(compose([f"data={data}", f"data.path={tmp_path}/own-link"]))
+
+
+NOBODY = """
+import encodings.cp437, os, sys
+from smallbatch.data import describe
+from smallbatch.errors import ConfigError
+if os.getuid() == 0:
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+for path in sys.argv[1:]:
+    files = {"side": 8, "resize": None, "test_resize": None, "mean": [0] * 3, "std": [1] * 3, "augment": False}
+    kind, settings = ("arrays", {}) if path.endswith(".npz") else ("folder", files)
+    try:
+        describe({"_target_": f"smallbatch.data.sources.{kind}", "root": "nowhere", "path": path, **settings})
+    except ConfigError as error:
+        print(error)
+"""
+
+
+@pytest.mark.trains
+def test_what_may_not_be_read_is_named():
+    """By whoever is not root, who may read everything."""
+    with tempfile.TemporaryDirectory() as folder:  # not one of pytest's, into which nobody else may look
+        top = Path(folder)
+        top.chmod(0o755)
+        closed = [top / "0/train/cat/1.jpg", top / "1/train/dog", top / "2/val", top / "3", top / "own.npz"]
+        for number in range(4):
+            write(top / str(number), 2, 1)
+        closed[-1].touch()
+        for place in closed:
+            place.chmod(0)
+        command = [sys.executable, "-c", NOBODY, *(str(top / place.relative_to(top).parts[0]) for place in closed)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        for place in closed:
+            place.chmod(0o700)
+        named = [f"{place / 'train' if place.name == '3' else place}: Permission denied" for place in closed]
+        assert done.stdout.splitlines() == named, done.stderr
 
 
 def test_a_negative_number_of_workers_is_refused(pictures):

@@ -296,6 +296,8 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], int]:
     try:
         with path.open("rb") as opened, zipfile.ZipFile(opened), np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*ARRAYS, "classes") if name in file}
+    except PermissionError:
+        raise
     except Exception as error:  # a damaged zip raises a dozen kinds: OSError, ValueError, zlib.error, …
         pickled = "allow_pickle" in str(error)
         why = "it holds Python objects, which are never unpickled" if pickled else one_line(error)

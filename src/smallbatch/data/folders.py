@@ -92,7 +92,7 @@ def listing(root: Path) -> Listing:
         odd = sorted(set(classes) ^ set(test_classes))
         raise ConfigError(f"{root}: train/ and val/ must have the same classes; only one has {', '.join(odd[:3])}")
     if len(classes) < 2:
-        raise ConfigError(f"{root}: all images are of class {classes[0]}; there must be two classes or more")
+        raise ConfigError(f"{root}: all images are of class {classes[0]}; there must be at least two classes")
     return Listing(train, test, len(classes), whole.hexdigest()[:16], tuple(doubts))
 
 

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smallbatch import lock, store
@@ -244,6 +245,29 @@ def test_of_two_equal_grids_in_parallel_processes_one_is_killed_and_the_other_tr
     assert ended.stdout.splitlines()[-1] == "2 finished"
     records = [record for _, record in store.read_all(tmp_path)]
     assert [len(record.rows) for record in records] == [12] * 2
+
+
+# --- doubtful data
+
+
+@pytest.fixture
+def doubtful(tmp_path):
+    """Labels from one, in a file with a name that Hydra's grammar cannot read."""
+    pixels = np.random.RandomState(0).randint(0, 256, (104, 8, 8, 3), dtype=np.uint8)
+    path = tmp_path / "it's (é, =3).npz"
+    labels = {"train_labels": 1 + np.arange(64) % 4, "test_labels": 1 + np.arange(40) % 4}
+    np.savez(path, train_images=pixels[:64], test_images=pixels[64:], **labels)
+    return path
+
+
+@pytest.mark.parametrize("how", ["", "-m", "-m hydra/sweeper=basic"])
+def test_what_is_doubtful_is_told_once_a_command_and_trains(command, doubtful, tmp_path, how):
+    axes = ["seed=1,2", "base_lr=1/512,1/1024"] if how else []
+    words = ["data=arrays", f"data.path={doubtful}", "model=resnet8", "epochs=1", "batch_size=8", "progress=false"]
+    done = command(tmp_path / "runs (2)", *how.split(), *words, *axes)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [f"{doubtful}: class 0 has no image (labels count from 0)"]
+    assert len([record for _, record in store.read_all(tmp_path / "runs (2)")]) == (4 if how else 1)
 
 
 # --- bad input

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import figures
 import plan
@@ -10,6 +11,8 @@ import publish
 import report
 import runs
 from smallbatch import cli, store
+from smallbatch.api import _words
+from smallbatch.compose import PATHS, from_yaml, parse_words, quoted, whole_paths
 from smallbatch.errors import ConfigError
 from smallbatch.grids.expand import expand
 from smallbatch.training.speed import Rate
@@ -111,3 +114,81 @@ def test_words_are_sorted_into_runs_and_the_rest():
     assert (cfg.store, cfg.wandb.project, cfg.machine.threads) == ("x", "mine", 7)
     with pytest.raises(ConfigError, match=r"wandb.projekt.*did you mean wandb.project\?"):
         cli.sort(["wandb.projekt=mine"], None)
+
+
+ODD = [
+    "a b",
+    "a=b",
+    "a,b",
+    "run(1)",
+    "it's",
+    'say "x"',
+    "a&b;c",
+    "é日本",
+    "[x]",
+    "{y}",
+    "#!^",
+    "null",
+    "3",
+    "~x",
+    "|<>",
+]
+ODD += ["'q'", "x'"]
+
+
+def read(word: str):
+    """What Hydra makes of a word's value."""
+    return OverridesParser.create().parse_override(word).value()
+
+
+@pytest.mark.parametrize("name", [*ODD, "a\\b", "a\\", "a\\'b", "\\\\"])
+def test_any_text_can_be_quoted(name):
+    assert read(f"store={quoted(name)}") == name
+    (axis,) = parse_words([f"store={quoted(name)}"])[0]["store"]
+    assert read(f"store={axis}") == name
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize("name", ODD)
+def test_the_name_of_a_file_that_is_there_is_a_path_as_it_is(name, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    (word,) = whole_paths([f"{key}={name}"])
+    assert read(word) == name
+    assert whole_paths([word]) == [word]
+
+
+def test_a_path_below_the_root_counts_as_there_and_a_list_of_paths_stays_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = f"data.root={tmp_path}/root"
+    (tmp_path / "root").mkdir()
+    assert whole_paths([root, "data.path=a,b"]) == [root, "data.path=a,b"]
+    for name in ("a,b", "x(1)", "y=2"):
+        (tmp_path / "root" / name).touch()
+    assert whole_paths([root, "data.path=a,b"]) == [root, "data.path='a,b'"]
+    assert whole_paths([root, "data.path=x(1),y=2"]) == [root, "data.path='x(1)','y=2'"]
+    assert whole_paths(["data.path=absent(1)"]) == ["data.path='absent(1)'"]  # so that it is said to be absent
+    untouched = [
+        "data.path=plain.npz",
+        "data.path='q,r'",
+        "batch_size=2,4",
+        "base_lr=2**-9",
+        "-m",
+        "data.path=",
+        "data.path",
+    ]
+    assert whole_paths(untouched) == untouched
+
+
+def test_a_text_of_a_yaml_file_reaches_the_run_as_it_is():
+    for key, text in (("model", "alexnet"), ("base_lr", "2**-9"), ("base_lr", "1/512"), ("epochs", "${oc.env:E,1}")):
+        assert from_yaml(key, text) == text
+    for name in ODD:
+        assert read(f"data.path={from_yaml('data.path', name)}") == name
+    assert read(f"wandb.group={from_yaml('wandb.group', 'a=b (c), d')}") == "a=b (c), d"
+
+
+def test_python_gives_paths_as_they_are(tmp_path):
+    assert _words({"data.path": ["a,b", tmp_path / "c=d"], "store": "run(1)", "batch_size": "2,4"}) == [
+        f"data.path='a,b','{tmp_path}/c=d'", "store='run(1)'", "batch_size=2,4"
+    ]  # fmt: skip

@@ -240,10 +240,10 @@ def whole_paths(words: list[str]) -> list[str]:
         return any(os.path.lexists(os.path.join(root, path)) for root in roots)
 
     def whole(word: str) -> str:
-        key, _, value = word.partition("=")
-        read = _parsed(word)
+        key, equals, value = word.partition("=")
+        read = _parsed(word) if equals else None
         as_it_is = read and not read.is_sweep_override() and read.value() == value
-        if key not in PATHS or as_it_is or (read and not there(value)):
+        if key not in PATHS or not equals or as_it_is or (read and not there(value)):
             return word
         parts = value.split(",")
         if there(value) or not all(map(there, parts)):

@@ -1,13 +1,15 @@
 """From a command line or a figure to runs: each point once, the undefined listed, mistakes refused."""
 
+import json
 from dataclasses import replace
 from itertools import product
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from smallbatch.compose import compose
+from smallbatch.compose import add_config_dir, compose
 from smallbatch.config import Figure
 from smallbatch.errors import ConfigError
 from smallbatch.grids.expand import Grid, expand, figure_config, figure_names, stages
@@ -343,3 +345,34 @@ def test_the_best_rates_of_another_figure_become_one_point_a_batch_size(grid, ro
     assert {p.run.base_lr for p in explicit.points} == {0.125}
     with pytest.raises(ConfigError, match="best η̃ of fig08's runs; give base_lr="):
         expand(words)
+
+
+def test_paths_in_a_figures_yaml_are_what_they_say(write_npz, tmp_path):
+    """Whatever letters they have; through no command line's grammar."""
+    names = ["epoch=3.npz", "run(1).npz", "a,b.npz", 'it\'s "é日本" & more.npz', "[x] {y}.npz"]
+    for number, name in enumerate(names):
+        write_npz(name, classes=np.array(list("abcdefghij")[: 4 + number]))
+    (tmp_path / "figure").mkdir()
+    values = json.dumps([str(tmp_path / name) for name in names])
+    (tmp_path / "figure" / "odd_paths.yaml").write_text(
+        f"""
+defaults:
+  - /schema/figure@_here_
+name: odd_paths
+title: Odd paths
+common: {{model: resnet8, data: arrays, epochs: 1, data.root: "{tmp_path}/a = (root)"}}
+scales:
+  paper: {{batch_size: 4, base_lr: 1/512, data.path: {values}}}
+  smoke: {{batch_size: 4, base_lr: 1/512, data: arrays, data.path: {json.dumps(str(tmp_path / names[0]))}}}
+""",
+        encoding="utf-8",
+    )
+    add_config_dir(tmp_path)
+    points = expand(["figure=odd_paths"]).points
+    assert [point.images.path.name for point in points] == names
+    assert [point.images.folder.parent for point in points] == [tmp_path / "a = (root)" / "unpacked"] * 5
+    again = [make_run(compose(point.overrides)) for point in points]  # as a worker composes it
+    assert again == [point.run for point in points]
+    assert (
+        expand(["figure=odd_paths", "scale=smoke", "data.train_size=null", "epochs=1"]).points[0].run == points[0].run
+    )

@@ -241,9 +241,11 @@ def whole_paths(words: list[str]) -> list[str]:
 
     def whole(word: str) -> str:
         key, equals, value = word.partition("=")
-        read = _parsed(word) if equals else None
+        if key not in PATHS or not equals:
+            return word
+        read = _parsed(word)
         as_it_is = read and not read.is_sweep_override() and read.value() == value
-        if key not in PATHS or not equals or as_it_is or (read and not there(value)):
+        if as_it_is or (read and not there(value)):
             return word
         parts = value.split(",")
         if there(value) or not all(map(there, parts)):

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,22 @@ class Results:
         """The results that count as done, by key."""
         return {key: result for key, result in self.ended.items() if result["status"] in store.ENDED}
 
-    def take_ended(self, cfg: DictConfig) -> None:
-        """Take the sound results that are there; what failed, is damaged or to be overwritten is trained again."""
+    def take_ended(self, cfg: DictConfig) -> set[str]:
+        """Take the sound results that are there; the keys of those from before the grid began.
+
+        What had failed then, is damaged or to be overwritten is trained again.
+        """
         said: list[str] = []
+        before = set()
         for point in [p for p in self.missing if self.seen[p.run.key]]:
             record = store.kept(self.folder(point), cfg, said.append)
             if record:
                 self._take(point, record.result)
                 store.tidy(self.folder(point))
+                if not store.is_of_grid(self.folder(point) / "result.json", cfg):
+                    before.add(point.run.key)
         print(*few(said, "and "), sep="\n", end="\n" if said else "", file=sys.stderr)
+        return before
 
     def take_new(self) -> list[store.Record]:
         """Take the results that came since the start or the last look; their records."""
@@ -104,6 +112,11 @@ class Progress:
         self.thread.join()
         self.look()
         self.bar.close()
+
+    def watch(self, at_work: Callable[[], bool]) -> None:
+        """Wait until every run has ended, or nobody is at work. Raises what `at_work` raises."""
+        while self.results.missing and at_work():
+            time.sleep(POLL)
 
     def wait(self) -> bool:
         """Wait until one of the runs that others train has ended or is free; False if there is none."""

@@ -97,7 +97,9 @@ class SlurmLauncher(LocalLauncher):
         self.said, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         logs = str(self.folder).replace("%", "%%")
         command = ["sbatch", "--parsable", "--wait", "--requeue", "--job-name=smallbatch", "--open-mode=append"]
-        command += [f"--output={logs}/%A_%a.log", *self.options, "--wrap", shlex.join(same_command(self.config, since))]
+        # Slurm goes elsewhere if a node has not this folder, and there workers would train what nobody looks for.
+        script = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(same_command(self.config, since))}"
+        command += [f"--output={logs}/%A_%a.log", *self.options, "--wrap", script]
         try:  # in a session of its own: Ctrl-C is for us
             self.sbatch = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=self.said, stderr=errors, start_new_session=True

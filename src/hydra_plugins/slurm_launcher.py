@@ -52,7 +52,7 @@ class SlurmLauncher(LocalLauncher):
         super().__init__(n_jobs or cpus)
         options = {"array": f"0-{workers - 1}", "cpus-per-task": cpus, "mem": asked.pop("memory"), **asked}
         self.options = [f"--{name}={value}" for name, value in options.items() if value is not None] + list(arguments)
-        self.logs = logs
+        self.logs, self.limit = logs, asked["time"]
         self.sbatch: subprocess.Popen[bytes] | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -64,8 +64,18 @@ class SlurmLauncher(LocalLauncher):
         """Submit workers unless some are at work, and return. Raises ConfigError with sbatch's reason."""
         if self.is_worker:
             return super().launch(job_overrides, initial_job_idx)
+        from smallbatch.errors import ConfigError
+
+        since = next((word for word in job_overrides[0] if word.startswith("grid_since=")), None)
+        if since is None:
+            raise ConfigError("hydra/launcher=slurm: has workers for our own grids; leave out hydra/sweeper=…")
+        if (
+            self.limit or ""
+        ).isdecimal():  # in a YAML file 4:00:00 is a number, of seconds, which sbatch takes for minutes
+            raise ConfigError(
+                f"hydra.launcher.time={self.limit}: write hours:minutes:seconds, in a YAML file in quotes"
+            )
         if self.sbatch is None or self.sbatch.poll() is not None:
-            since = next((word for word in job_overrides[0] if word.startswith("grid_since=")), None)
             self._submit(since)
         return []
 
@@ -77,44 +87,49 @@ class SlurmLauncher(LocalLauncher):
 
     def close(self, at_once: bool) -> None:
         """See the workers gone: at once, or after what they have in hand. Those that have not begun never do."""
-        if self.sbatch is None:
-            return
-        while not self._array() and self.sbatch.poll() is None:
+        while self.sbatch and not self._array() and self.sbatch.poll() is None:
             time.sleep(POLL)
         try:
-            if not at_once:
+            if self.sbatch and not at_once:
                 self._cancel("--state=PENDING")
         finally:
-            self._cancel()
-            self.sbatch.kill()
+            if self.sbatch:
+                self._cancel()
+            self._forget()
 
-    def _submit(self, since: str | None) -> None:
+    def _submit(self, since: str) -> None:
         from smallbatch.errors import ConfigError
 
-        if since is None:
-            raise ConfigError("hydra/launcher=slurm: has workers for our own grids; leave out hydra/sweeper=…")
+        self._forget()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.said, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         logs = str(self.folder).replace("%", "%%")
         command = ["sbatch", "--parsable", "--wait", "--requeue", "--job-name=smallbatch", "--open-mode=append"]
         # Slurm goes elsewhere if a node has not this folder, and there workers would train what nobody looks for.
         script = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(same_command(self.config, since))}"
         command += [f"--output={logs}/%A_%a.log", *self.options, "--wrap", script]
-        try:  # in a session of its own: Ctrl-C is for us
-            self.sbatch = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=self.said, stderr=errors, start_new_session=True
-            )
-        except FileNotFoundError:
-            raise ConfigError(
-                "hydra/launcher=slurm: there is no sbatch here; hydra/launcher=local needs none"
-            ) from None
-        while not self._array():
-            if self.sbatch.poll() is not None:
-                lines = _text(errors).replace("sbatch: error: ", "").splitlines()
-                self.sbatch = None
-                raise ConfigError(f"hydra/launcher=slurm: sbatch refuses: {'; '.join(lines)}")
-            time.sleep(POLL / 10)
+        with tempfile.TemporaryFile() as errors:
+            self.said = tempfile.TemporaryFile()  # noqa: SIM115, until all workers are gone
+            try:  # in a session of its own: Ctrl-C is for us
+                self.sbatch = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=self.said, stderr=errors, start_new_session=True
+                )
+            except FileNotFoundError:
+                self.said.close()
+                raise ConfigError("hydra/launcher=slurm: there is no sbatch here; use hydra/launcher=local") from None
+            while not self._array():
+                if self.sbatch.poll() is not None:
+                    self._forget()
+                    reason = "; ".join(_text(errors).replace("sbatch: error: ", "").splitlines())
+                    raise ConfigError(f"hydra/launcher=slurm: sbatch refuses: {reason}")
+                time.sleep(POLL / 10)
         print(f"submitted array {self._array()} of Slurm; its logs: {self.folder}", flush=True)
+
+    def _forget(self) -> None:
+        if self.sbatch:
+            self.sbatch.kill()
+            self.sbatch.wait()
+            self.said.close()
+            self.sbatch = None
 
     def _array(self) -> str:
         """The array's number, once sbatch has said it."""

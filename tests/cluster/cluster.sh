@@ -13,8 +13,9 @@ if [ "$act" = down ]; then
   . "$folder/env.sh"
   scontrol shutdown 2> /dev/null || true
   for daemon in slurmd-n1 slurmd-n2 slurmctld munged; do
-    for _ in $(seq 8); do running $daemon || break; sleep 1; done
+    for _ in $(seq 80); do running $daemon && [ $daemon != munged ] || break; sleep 0.1; done
     if running $daemon; then kill "$(cat "$folder/$daemon.pid")"; fi
+    while running $daemon; do sleep 0.1; done
   done
   exit 0
 fi

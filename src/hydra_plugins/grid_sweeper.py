@@ -1,8 +1,7 @@
 """Hydra's door to the grid: `hydra/sweeper=grid`. Light, since Hydra imports it at every start."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,32 +39,24 @@ class GridSweeper(Sweeper):
         helps = self.cfg.grid_since is not None  # the process that it was started by tells how the grid ended
         tell = _tell_nothing if helps else partial(_tell, self.cfg.margin)
         within = any(word.startswith(("settle=", "hours=")) for word in words)
-        with ended_well(), _without_workers_in_the_end(self.launcher):
-            if within:
-                complete = settle(words, self._launch, self.cfg, tell)
-            else:
-                complete = train_grid(self._launch, self.cfg, words, tell, helps)
-        if not complete and not helps:
-            sys.exit(1)
+        with ended_well():
+            try:
+                if within:
+                    complete = settle(words, self._launch, self.cfg, tell)
+                else:
+                    complete = train_grid(self._launch, self.cfg, words, tell, helps)
+            finally:
+                if hasattr(self.launcher, "close"):
+                    self.launcher.close(at_once=False)
+            if not complete and not helps:
+                sys.exit(1)
 
-    def _launch(self, jobs: Sequence[Sequence[str]]) -> Callable[[], bool] | None:
-        """Raises what a job raised. Returns what tells whether the launcher is at work still, of one that goes on."""
+    def _launch(self, jobs: Sequence[Sequence[str]]) -> Any:
+        """Raises what a job raised. Returns a launcher whose workers go on by themselves."""
         first, self.launched = self.launched, self.launched + len(jobs)
         for returned in self.launcher.launch(jobs, first):
             _ = returned.return_value
-        return getattr(self.launcher, "at_work", None)
-
-
-@contextmanager
-def _without_workers_in_the_end(launcher: Launcher) -> Iterator[None]:
-    """Of a launcher that goes on by itself: nothing is left of it, at once if this is interrupted."""
-    at_once = True
-    try:
-        yield
-        at_once = False
-    finally:
-        if close := getattr(launcher, "close", None):
-            close(at_once)
+        return self.launcher if hasattr(self.launcher, "at_work") else None
 
 
 def _tell_nothing(records: Any, folder: Path) -> list[str]:

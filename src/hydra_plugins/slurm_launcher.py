@@ -52,7 +52,7 @@ class SlurmLauncher(LocalLauncher):
         super().__init__(n_jobs or cpus)
         options = {"array": f"0-{workers - 1}", "cpus-per-task": cpus, "mem": asked.pop("memory"), **asked}
         self.options = [f"--{name}={value}" for name, value in options.items() if value is not None] + list(arguments)
-        self.logs, self.limit = logs, asked["time"]
+        self.logs, self.time = logs, asked["time"]
         self.sbatch: subprocess.Popen[bytes] | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -64,19 +64,12 @@ class SlurmLauncher(LocalLauncher):
         """Submit workers unless some are at work, and return. Raises ConfigError with sbatch's reason."""
         if self.is_worker:
             return super().launch(job_overrides, initial_job_idx)
-        from smallbatch.errors import ConfigError
-
-        since = next((word for word in job_overrides[0] if word.startswith("grid_since=")), None)
-        if since is None:
-            raise ConfigError("hydra/launcher=slurm: has workers for our own grids; leave out hydra/sweeper=…")
-        if (
-            self.limit or ""
-        ).isdecimal():  # in a YAML file 4:00:00 is a number, of seconds, which sbatch takes for minutes
-            raise ConfigError(
-                f"hydra.launcher.time={self.limit}: write hours:minutes:seconds, in a YAML file in quotes"
-            )
         if self.sbatch is None or self.sbatch.poll() is not None:
-            self._submit(since)
+            try:
+                self._submit(next((word for word in job_overrides[0] if word.startswith("grid_since=")), ""))
+            except KeyboardInterrupt:
+                self.close(at_once=True)
+                raise
         return []
 
     def at_work(self) -> bool:
@@ -100,6 +93,10 @@ class SlurmLauncher(LocalLauncher):
     def _submit(self, since: str) -> None:
         from smallbatch.errors import ConfigError
 
+        if not since:
+            raise ConfigError("hydra/launcher=slurm: has workers for our own grids; leave out hydra/sweeper=…")
+        if (self.time or "").isdecimal():  # YAML reads 4:00:00 as a number of seconds, which sbatch takes for minutes
+            raise ConfigError(f"hydra.launcher.time={self.time}: write hours:minutes:seconds, in a YAML file in quotes")
         self._forget()
         self.folder.mkdir(parents=True, exist_ok=True)
         logs = str(self.folder).replace("%", "%%")

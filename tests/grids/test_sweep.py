@@ -242,24 +242,42 @@ def test_one_that_helps_leaves_what_others_train(grid):
 # --- launchers that go on by themselves
 
 
+class Workers:
+    def __init__(self, at_work):
+        self.at_work, self.closed = at_work, []
+
+    def close(self, at_once):
+        self.closed.append(at_once)
+
+
 def test_it_waits_for_a_launcher_that_goes_on_by_itself(grid, capsys):
-    workers = []
+    launched = []
 
     def launch(jobs):
-        workers.append(threading.Timer(0.5, written, [jobs]))
-        workers[-1].start()
-        return workers[-1].is_alive
+        thread = threading.Timer(0.5, written, [jobs])
+        thread.start()
+        launched.append(Workers(thread.is_alive))
+        return launched[-1]
 
     assert status(grid("wait=false"), launch) == 0
-    assert len(workers) == 1
+    assert [workers.closed for workers in launched] == [[]]
     assert capsys.readouterr().out.splitlines()[-1] == "2 finished"
+
+
+def test_ctrl_c_ends_it_before_anything_else(grid, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    workers = Workers(interrupted)
+    assert status(grid(), lambda jobs: workers) == 130
+    assert workers.closed == [True]
 
 
 def test_why_it_went_is_told_once(grid, capsys):
     def gone():
         raise RuntimeError("no Python there")
 
-    assert status(grid(), lambda jobs: gone) == 1
+    assert status(grid(), lambda jobs: Workers(gone)) == 1
     errors = capsys.readouterr().err.splitlines()
     assert errors[0] == "the launcher broke off: no Python there"
     assert [line[:14] for line in errors[1:]] == ["not trained: a"] * 2

@@ -4,10 +4,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -87,6 +86,16 @@ class Results:
             return None
 
 
+class Workers(Protocol):
+    """Processes that share a grid by its store."""
+
+    def at_work(self) -> bool:
+        """Whether there are any, be it waiting to begin. Raises RuntimeError with the reason where all have gone."""
+
+    def close(self, at_once: bool) -> None:
+        """See them gone: at once, or after what they have in hand."""
+
+
 class Progress:
     """While it is entered: says which runs end and, on a terminal, draws a bar over the price of all."""
 
@@ -113,10 +122,14 @@ class Progress:
         self.look()
         self.bar.close()
 
-    def watch(self, at_work: Callable[[], bool]) -> None:
-        """Wait until every run has ended, or nobody is at work. Raises what `at_work` raises."""
-        while self.results.missing and at_work():
-            time.sleep(POLL)
+    def watch(self, workers: Workers) -> None:
+        """Wait until every run has ended, or no worker is left. Raises what `at_work` raises."""
+        try:
+            while self.results.missing and workers.at_work():
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            workers.close(at_once=True)
+            raise
 
     def wait(self) -> bool:
         """Wait until one of the runs that others train has ended or is free; False if there is none."""

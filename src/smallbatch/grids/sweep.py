@@ -19,7 +19,7 @@ from smallbatch.files import now
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
 from smallbatch.grids.price import Prices, price_of, rest_of_search, words
-from smallbatch.grids.progress import Progress, Results, few, runs, sizes
+from smallbatch.grids.progress import Progress, Results, Workers, few, runs, sizes
 from smallbatch.grids.summary import Tell, sum_up
 from smallbatch.run import Run
 from smallbatch.tracking.live import Place, settled
@@ -27,8 +27,8 @@ from smallbatch.tracking.live import Place, settled
 ATTEMPTS = 2  # launches in a row without a result, after which the rest is given up
 WORTH_MEASURING = 100_000  # images of 32×32: minutes on one core
 
-# Trains points, given as words. What goes on by itself returns what tells whether it is at work still.
-Launch = Callable[[Sequence[Sequence[str]]], Callable[[], bool] | None]
+# Trains points, each given as words; returns at once where workers go on by themselves.
+Launch = Callable[[Sequence[Sequence[str]]], Workers | None]
 
 
 def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None = None) -> None:
@@ -246,8 +246,8 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
         free = [point for point in results.missing if not lock.holder(results.folder(point))]
         jobs = [[*point.overrides, *common, f"grid_point='{point.run.key}'"] for point in free]
         try:
-            if jobs and (at_work := launch(jobs)):
-                progress.watch(at_work)
+            if jobs and (workers := launch(jobs)):
+                progress.watch(workers)
         except SystemExit as error:  # what will not do for any point, such as a full disk
             print(error.code, file=sys.stderr)
             return

@@ -39,6 +39,7 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.mark.filterwarnings("error:The .srun. command is available")
 @pytest.mark.parametrize(
     "variables", [SLURM, TORCHRUN, MPI, LSF, KUBEFLOW], ids=["slurm", "torchrun", "mpi", "lsf", "kubeflow"]
 )

@@ -47,8 +47,8 @@ class SlurmLauncher(LocalLauncher):
     """Has workers at work as long as there is something to train; within a worker it is the local launcher."""
 
     def __init__(
-        self, workers: int, cpus: int, n_jobs: int | None, arguments: list[str], logs: str | None, **asked: str
-    ):
+        self, workers: int, cpus: int, n_jobs: int | None, arguments: list[str], logs: str | None, **asked: str | None
+    ) -> None:
         super().__init__(n_jobs or cpus)
         options = {"array": f"0-{workers - 1}", "cpus-per-task": cpus, "mem": asked.pop("memory"), **asked}
         self.options = [f"--{name}={value}" for name, value in options.items() if value is not None] + list(arguments)
@@ -74,9 +74,11 @@ class SlurmLauncher(LocalLauncher):
 
     def at_work(self) -> bool:
         """Whether workers wait or work. Raises RuntimeError with what they said last if they are gone."""
-        if self.sbatch is not None and self.sbatch.poll() is not None:
-            raise RuntimeError(f"Slurm's array {self._array()} is over: {self._last_words()}")
-        return not self.is_worker
+        if self.sbatch is None:  # this is a worker
+            return False
+        if self.sbatch.poll() is None or self._queue():
+            return True
+        raise RuntimeError(f"Slurm's array {self._array()} is over: {self._last_words()}")
 
     def close(self, at_once: bool) -> None:
         """See the workers gone: at once, or after what they have in hand. Those that have not begun never do."""
@@ -135,11 +137,16 @@ class SlurmLauncher(LocalLauncher):
     def _cancel(self, *which: str) -> None:
         """Cancel tasks, and wait until all are gone, be they cancelled or not, but not for ever."""
         deadline = time.monotonic() + PATIENCE
-        subprocess.run(["scancel", *which, self._array()], capture_output=True)
-        while subprocess.run(["squeue", "-h", "-j", self._array()], capture_output=True).stdout:
-            if time.monotonic() > deadline:
-                break
+        done = subprocess.run(["scancel", *which, self._array()], capture_output=True, text=True)
+        while self._queue() and time.monotonic() < deadline:
             time.sleep(POLL)
+        lost = done.returncode and "Invalid job id" not in done.stderr  # which it says of what has gone
+        if not which and (lost or self._queue()):
+            print(f"array {self._array()} may still be in the queue. {done.stderr.strip()}", file=sys.stderr)
+
+    def _queue(self) -> str:
+        """What is in the queue of the array; nothing also if Slurm does not know it any more."""
+        return subprocess.run(["squeue", "-h", "-j", self._array()], capture_output=True, text=True).stdout
 
     def _last_words(self) -> str:
         """The newest log's last line, or the last that names an error, and where it is."""

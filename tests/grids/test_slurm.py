@@ -28,7 +28,8 @@ wait
 """
 SCANCEL = """#!/bin/bash
 echo "$@" >> "$SLURM_HERE/cancelled"
-[ "$1" = --state=PENDING ] || xargs kill < "$SLURM_HERE/tasks"
+if [ -e "$SLURM_HERE/lost" ]; then echo "scancel: error: no controller" >&2; exit 1; fi
+[ "$1" = --state=PENDING ] || xargs kill < "$SLURM_HERE/tasks" 2> /dev/null || true
 """
 SQUEUE = """#!/bin/bash
 for task in $(cat "$SLURM_HERE/tasks"); do kill -0 $task 2> /dev/null && echo $task; done
@@ -147,13 +148,32 @@ def test_a_folder_that_a_node_has_not_is_named_and_nothing_is_trained_elsewhere(
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_in_the_end_no_worker_is_left(launcher, here, at_once):
+def test_in_the_end_no_worker_is_left(launcher, here, capsys, at_once):
     slurm = launcher(runs=("-c", f"import time; time.sleep({100 if at_once else 0.5})"))
     slurm.launch(JOBS, 0)
     slurm.close(at_once)
+    assert not capsys.readouterr().err
     cancelled = (here / "cancelled").read_text().splitlines()
     assert cancelled == (["77"] if at_once else ["--state=PENDING 77", "77"])
     assert slurm.sbatch is None
+
+
+def test_an_array_that_cannot_be_cancelled_is_named(launcher, here, capsys, monkeypatch):
+    monkeypatch.setattr(slurm_launcher, "PATIENCE", 0.1)
+    (here / "lost").touch()
+    slurm = launcher(runs=("-c", "import time; time.sleep(1)"))
+    slurm.launch(JOBS, 0)
+    slurm.close(at_once=True)
+    assert capsys.readouterr().err == "array 77 may still be in the queue. scancel: error: no controller\n"
+
+
+def test_an_array_whose_sbatch_has_gone_is_at_work_as_long_as_it_is_in_the_queue(launcher):
+    slurm = launcher(runs=("-c", "import time; time.sleep(1)"))
+    slurm.launch(JOBS, 0)
+    slurm.sbatch.kill()
+    slurm.sbatch.wait()
+    assert slurm.at_work()
+    over(slurm)
 
 
 def test_a_cluster_that_refuses_gives_its_reason_in_one_line(launcher, here):

@@ -98,7 +98,7 @@ class Place:
         """What is no data, no file of a run, its lock, a figure or a worker's log."""
         ours = (
             r"data/.*|out|outputs/(runs/\w{16}/(config.json|epochs.csv|result.json)|runs/.locks/\w{16}.(lock|txt)"
-            r"|slurm/\d+_\d+.log|figures/[\w-]+.(png|svg|csv))"
+            r"|slurm/\d+_\d+.log|calibration.json|figures/[\w-]+.(png|svg|csv))"
         )
         files = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
         return {file for file in files if not re.fullmatch(ours, file)}

@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo smoke test test-fast lint bench simulate reproduce reproduce-update reference summary clean
+.PHONY: help setup demo smoke test test-fast test-cluster lint bench simulate reproduce reproduce-update reference summary clean
 
 help:
 	@echo "make demo   train a grid on scikit-learn's digits, draw it and judge two claims (no download of data)"
 	@echo "make smoke  the same for every figure of the paper, the claims and a page of it all"
 	@echo "make test   run the tests"
 	@echo "make test-fast   those that train nothing"
+	@echo "make test-cluster   those on a real Slurm of two nodes, where Debian's packages of it can be had"
 	@echo "make lint   ruff, mypy and zizmor"
 	@echo "make bench  measure speed and memory"
 	@echo "make reproduce   train again what is committed as numbers, and compare; AGAINST=REV: with another commit's code"
@@ -42,6 +43,9 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not trains" tests
+
+test-cluster: setup
+	$(BIN)/python -m pytest -rs -m cluster tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -44,7 +44,8 @@ def main(cfg: DictConfig) -> float | None:
         check_names(cfg)
         _refuse_grids(cfg)
         _settle(cfg, of_grid or of_sweep)
-        record, before = _train_in_turn(cfg, of_sweep and not of_grid and cfg.wait)
+        in_turn = (of_sweep or _is_copy()) and not of_grid and cfg.wait
+        record, before = _train_in_turn(cfg, in_turn)
     except OSError as error:  # of the store: it is full, or belongs to someone else
         sys.exit(f"error: {disk_error(error, Path(cfg.store))}")
     except KeyboardInterrupt:
@@ -64,7 +65,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def _train_in_turn(cfg: DictConfig, wait: bool) -> tuple[Record, bool]:
-    """Train; with `wait`, as a sweeper may ask for one run twice at a time, when nobody else trains it any more."""
+    """Train; with `wait`, as a sweeper or srun may ask for one run twice at a time, when nobody else does any more."""
     while True:
         try:
             return train(cfg, say=tell_once if _is_job() else tell)
@@ -77,6 +78,11 @@ def _train_in_turn(cfg: DictConfig, wait: bool) -> tuple[Record, bool]:
 def _is_job() -> bool:
     """Whether a sweeper launched this, be it ours or another."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def _is_copy() -> bool:
+    """Whether srun, torchrun or mpirun started several of this command."""
+    return any(os.environ.get(count, "1") != "1" for count in ("SLURM_NTASKS", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"))
 
 
 def _settle(cfg: DictConfig, of_many: bool) -> None:
@@ -118,7 +124,7 @@ def _refuse_grids(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong with the command line instead of printing it at length
-    # For launchers that start Python anew, as submitit does: they do not know of this script's folder.
+    # For launchers that start Python anew, as some of Hydra's do: they do not know of this script's folder.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     sys.argv[1:] = whole_paths(sys.argv[1:])
     with one_line_errors(), plain_errors():

@@ -32,7 +32,7 @@ FILES = {
 OF_THEIR_OWN = {"data/digits16", "data/imagenet", "model/resnet50", "stop/none"}  # say what differs, or nothing
 ELSEWHERE = {
     *("model", "data", "norm", "optimizer", "schedule", "loss", "stop", "figure", "scale"),
-    *("machine", "trainer", "callbacks", "logger", "grid_point"),
+    *("machine", "trainer", "callbacks", "logger", "grid_point", "grid_since"),
 }
 
 

@@ -30,26 +30,37 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from smallbatch.compose import use_config
-        from smallbatch.grids.sweep import ended_well, sweep
+        from smallbatch.grids.sweep import ended_well, train_grid
+        from smallbatch.settle import settle
 
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…} in settings
         use_config(self.cfg.hydra.job.config_name)
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        tell = partial(_tell, self.cfg.margin)
-        if any(word.startswith(("settle=", "hours=")) for word in words):
-            from smallbatch.settle import settle
+        helps = self.cfg.grid_since is not None  # the process that it was started by tells how the grid ended
+        tell = _tell_nothing if helps else partial(_tell, self.cfg.margin)
+        within = any(word.startswith(("settle=", "hours=")) for word in words)
+        with ended_well():
+            try:
+                if within:
+                    complete = settle(words, self._launch, self.cfg, tell)
+                else:
+                    complete = train_grid(self._launch, self.cfg, words, tell, helps)
+            finally:
+                if hasattr(self.launcher, "close"):
+                    self.launcher.close(at_once=False)
+            if not complete and not helps:
+                sys.exit(1)
 
-            with ended_well():
-                if not settle(words, self._launch, self.cfg, tell):
-                    sys.exit(1)
-        else:
-            sweep(words, self._launch, self.cfg, tell)
-
-    def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
-        """Raises what a job raised."""
+    def _launch(self, jobs: Sequence[Sequence[str]]) -> Any:
+        """Raises what a job raised. Returns a launcher whose workers go on by themselves."""
         first, self.launched = self.launched, self.launched + len(jobs)
         for returned in self.launcher.launch(jobs, first):
             _ = returned.return_value
+        return self.launcher if hasattr(self.launcher, "at_work") else None
+
+
+def _tell_nothing(records: Any, folder: Path) -> list[str]:
+    return []
 
 
 def _tell(margin: float, records: Any, folder: Path) -> list[str]:

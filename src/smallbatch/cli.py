@@ -19,7 +19,7 @@ from smallbatch.errors import ConfigError, SmallBatchError
 WORDS = "settings; store=FOLDER says where the runs are"
 # Settings that are no part of a run: how it is trained, kept and followed.
 BESIDE = (
-    *("store", "overwrite", "save_weights", "wait", "settle", "hours", "margin", "progress"),
+    *("store", "overwrite", "save_weights", "wait", "settle", "hours", "margin", "progress", "grid_since"),
     *("trainer", "callbacks", "logger", "wandb", "machine", "search", "hydra"),
 )
 

@@ -319,6 +319,7 @@ class Config:
     hours: float | None = None
     margin: float = 1.0
     grid_point: str | None = None  # set by our sweeper: the key of the run that it expects
+    grid_since: int | None = None  # set by it too: when the grid began, in ns by the clock of the store's disk
 
 
 def is_trial(cfg: DictConfig) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,17 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def now(folder: Path) -> int:
+    """The time by the clock that stamps a folder's files, in ns; 0 if there is no such folder yet."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+    except OSError:  # nothing will be written there
+        return time.time_ns()
 
 
 def disk_error(error: OSError | NotImplementedError, path: Path) -> ConfigError:

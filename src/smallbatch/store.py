@@ -117,9 +117,15 @@ def done(path: Path, say: Callable[[str], None] = lambda line: None) -> Record |
 
 
 def kept(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Record | None:
-    """The record of a run that is done and is not to be trained again; `say` hears of damage and of changed code."""
+    """The record of a run that is done and is not to be trained again; `say` hears of damage and of changed code.
+
+    Of a point whose grid has several processes also what one of them has just trained, be it failed or overwritten.
+    """
     if cfg.overwrite not in (False, True, "changed"):
         raise ConfigError(f"overwrite={cfg.overwrite}: choose false, true or changed")
+    if is_of_grid(path / "result.json", cfg):
+        with suppress(DamagedRun):
+            return read(path)
     record = None if cfg.overwrite is True else done(path, say)
     files = changed(record.run, record.result.get("code", {})) if record else ""
     if files and cfg.overwrite == "changed":
@@ -127,6 +133,14 @@ def kept(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Record | No
     if record and files:
         say(f"{files} has changed since {record.run.label} ({path}) was trained; overwrite=changed trains it again")
     return record
+
+
+def is_of_grid(file: Path, cfg: DictConfig) -> bool:
+    """Whether a file was written since the grid began that its run is a point of."""
+    try:
+        return cfg.grid_since is not None and file.stat().st_mtime_ns >= cfg.grid_since
+    except FileNotFoundError:
+        return False
 
 
 def watched(cfg: DictConfig) -> bool:

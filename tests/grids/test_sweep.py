@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 
 from smallbatch import lock, store
 from smallbatch.compose import compose
+from smallbatch.errors import ConfigError
+from smallbatch.files import now
 from smallbatch.grids import progress
-from smallbatch.grids.sweep import sweep
+from smallbatch.grids.sweep import sweep, train_grid
 from smallbatch.run import make_run
 from train import main
 
@@ -194,13 +197,98 @@ def test_a_grid_that_does_not_wait_names_what_is_missing_and_exits_1(grid, capsy
 
 
 @pytest.mark.parametrize("overwrite", ["false", "true"])
-def test_a_run_that_ends_between_the_look_and_the_launch_counts(grid, capsys, overwrite):
+def test_a_run_that_ends_between_the_look_and_the_launch_counts(grid, capsys, tmp_path, overwrite):
     def slow(jobs):
         written(jobs)
-        trained(jobs if overwrite == "false" else [])
+        trained(jobs)
 
     assert status(grid(f"overwrite={overwrite}"), slow) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2 finished"
+    assert not any(record.rows for _, record in store.read_all(tmp_path / "runs"))
+
+
+# --- a process that helps another's grid: its command says when that began
+
+
+@pytest.mark.parametrize("overwrite", ["false", "true"])
+@pytest.mark.parametrize("ended", ["finished", "failed"])
+def test_one_that_helps_trains_nothing_again_that_was_trained_since(grid, capsys, tmp_path, overwrite, ended):
+    assert status(grid()) == 0
+    words = grid("batch_size=8,16,32", f"overwrite={overwrite}")
+    cfg = config(words)
+    cfg.grid_since = now(tmp_path / "runs")
+    written([grid("batch_size=16")[1:]], status=ended, error="no")
+    launched = []
+
+    def launch(jobs):
+        launched.extend(compose(list(job)).batch_size for job in jobs)
+        written(jobs)
+
+    capsys.readouterr()
+    assert train_grid(launch, cfg, words, None, helps=True) == (ended == "finished")
+    assert sorted(launched) == ([8, 32] if overwrite == "true" else [32])
+    assert capsys.readouterr().out.startswith(f"3 runs: {2 - len(launched)} finished before, {len(launched)} to train")
+
+
+def test_one_that_helps_leaves_what_others_train(grid):
+    cfg = config(grid())
+    cfg.grid_since = 0
+    with lock.hold(folder_of(grid(), 16)):
+        assert not train_grid(written, cfg, grid(), None, helps=True)
+    assert store.done(folder_of(grid(), 8))
+    assert not store.done(folder_of(grid(), 16))
+
+
+# --- launchers that go on by themselves
+
+
+class Workers:
+    def __init__(self, at_work):
+        self.at_work, self.closed = at_work, []
+
+    def close(self, at_once):
+        self.closed.append(at_once)
+
+
+def test_it_waits_for_a_launcher_that_goes_on_by_itself(grid, capsys):
+    launched = []
+
+    def launch(jobs):
+        thread = threading.Timer(0.5, written, [jobs])
+        thread.start()
+        launched.append(Workers(thread.is_alive))
+        return launched[-1]
+
+    assert status(grid("wait=false"), launch) == 0
+    assert [workers.closed for workers in launched] == [[]]
+    assert capsys.readouterr().out.splitlines()[-1] == "2 finished"
+
+
+def test_ctrl_c_ends_it_before_anything_else(grid, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    workers = Workers(interrupted)
+    assert status(grid(), lambda jobs: workers) == 130
+    assert workers.closed == [True]
+
+
+def test_why_it_went_is_told_once(grid, capsys):
+    def gone():
+        raise RuntimeError("no Python there")
+
+    assert status(grid(), lambda jobs: Workers(gone)) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0] == "the launcher broke off: no Python there"
+    assert [line[:14] for line in errors[1:]] == ["not trained: a"] * 2
+
+
+def test_what_will_do_for_no_point_ends_it_in_one_line(grid, capsys):
+    def refuse(jobs):
+        raise ConfigError("no such partition")
+
+    assert status(grid(), refuse) == 1
+    assert capsys.readouterr().err == "error: no such partition\n"
 
 
 # --- launchers that break off

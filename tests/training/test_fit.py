@@ -188,8 +188,9 @@ def test_nothing_but_its_own_files_stays_of_a_finished_run_that_was_killed(confi
     assert files == ["config.json", "epochs.csv", "result.json", "weights.ckpt"]
 
 
-def test_a_resumed_run_goes_on_at_its_last_whole_epoch(config, tmp_path):
-    run, cfg = config(tmp_path, *GHOST)
+@pytest.mark.parametrize("how", [[], ["overwrite=true", "grid_since=0"]], ids=["alone", "overwritten by a grid's"])
+def test_a_resumed_run_goes_on_at_its_last_whole_epoch(config, tmp_path, how):
+    run, cfg = config(tmp_path, *GHOST, *how)
     finish(run, cfg, death=("epochs.csv", 4, "placed"))
     path = store.folder(tmp_path, run)
     before = (path / "epochs.csv").read_text()

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -43,15 +43,22 @@ class Results:
         """The results that count as done, by key."""
         return {key: result for key, result in self.ended.items() if result["status"] in store.ENDED}
 
-    def take_ended(self, cfg: DictConfig) -> None:
-        """Take the sound results that are there; what failed, is damaged or to be overwritten is trained again."""
+    def take_ended(self, cfg: DictConfig) -> set[str]:
+        """Take the sound results that are there; the keys of those from before the grid began.
+
+        What had failed then, is damaged or to be overwritten is trained again.
+        """
         said: list[str] = []
+        before = set()
         for point in [p for p in self.missing if self.seen[p.run.key]]:
             record = store.kept(self.folder(point), cfg, said.append)
             if record:
                 self._take(point, record.result)
                 store.tidy(self.folder(point))
+                if not store.is_of_grid(self.folder(point) / "result.json", cfg):
+                    before.add(point.run.key)
         print(*few(said, "and "), sep="\n", end="\n" if said else "", file=sys.stderr)
+        return before
 
     def take_new(self) -> list[store.Record]:
         """Take the results that came since the start or the last look; their records."""
@@ -79,6 +86,16 @@ class Results:
             return None
 
 
+class Workers(Protocol):
+    """Processes that share a grid by its store."""
+
+    def at_work(self) -> bool:
+        """Whether there are any, be it waiting to begin. Raises RuntimeError with the reason where all have gone."""
+
+    def close(self, at_once: bool) -> None:
+        """See them gone: at once, or after what they have in hand."""
+
+
 class Progress:
     """While it is entered: says which runs end and, on a terminal, draws a bar over the price of all."""
 
@@ -104,6 +121,15 @@ class Progress:
         self.thread.join()
         self.look()
         self.bar.close()
+
+    def watch(self, workers: Workers) -> None:
+        """Wait until every run has ended, or no worker is left. Raises what `at_work` raises."""
+        try:
+            while self.results.missing and workers.at_work():
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            workers.close(at_once=True)
+            raise
 
     def wait(self) -> bool:
         """Wait until one of the runs that others train has ended or is free; False if there is none."""

@@ -16,10 +16,11 @@ from smallbatch.compose import quoted
 from smallbatch.data import describe
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, TrainsNothing, one_line, tell_once
+from smallbatch.files import now
 from smallbatch.grids.best_rates import best_rates
 from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stages
 from smallbatch.grids.price import Prices, price_of, rest_of_search, words
-from smallbatch.grids.progress import Progress, Results, few, runs, sizes
+from smallbatch.grids.progress import Progress, Results, Workers, few, runs, sizes
 from smallbatch.grids.summary import Tell, sum_up
 from smallbatch.run import Run
 from smallbatch.tracking.live import Place, settled
@@ -27,7 +28,8 @@ from smallbatch.tracking.live import Place, settled
 ATTEMPTS = 2  # launches in a row without a result, after which the rest is given up
 WORTH_MEASURING = 100_000  # images of 32×32: minutes on one core
 
-Launch = Callable[[Sequence[Sequence[str]]], Any]
+# Trains points, each given as words; returns at once where workers go on by themselves.
+Launch = Callable[[Sequence[Sequence[str]]], Workers | None]
 
 
 def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None = None) -> None:
@@ -40,12 +42,17 @@ def sweep(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | No
             sys.exit(1)
 
 
-def train_grid(launch: Launch, cfg: DictConfig, arguments: list[str], tell: Tell | None) -> bool:
+def train_grid(launch: Launch, cfg: DictConfig, arguments: list[str], tell: Tell | None, helps: bool = False) -> bool:
     """Train the missing points of a command line, stage by stage; whether every point is finished or diverged.
 
+    `helps`: another process has told the price, and sees to the end: this one leaves when nothing more will be free.
     Raises ConfigError, KeyboardInterrupt on Ctrl-C.
     """
-    return all([_train_stage(stage, launch, cfg, tell) for stage in stages(arguments)])
+    if cfg.grid_since is None:
+        cfg.grid_since = now(Path(cfg.store))
+    *first, last = stages(arguments)
+    complete = [_train_stage(stage, launch, cfg, tell, price=not helps) for stage in first]
+    return all([*complete, _train_stage(last, launch, cfg, tell, price=not helps, leave=helps)])
 
 
 @contextmanager
@@ -63,36 +70,38 @@ def ended_well() -> Iterator[None]:
         sys.exit(signals.status())
 
 
-def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None) -> bool:
+def _train_stage(
+    arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell | None, price: bool, leave: bool = False
+) -> bool:
     """Train the missing points of one stage; whether every point is finished or diverged.
 
-    Raises ConfigError, KeyboardInterrupt on Ctrl-C.
-
-    A search has several rounds: what has ended in one decides what the next one trains.
+    A search has several rounds: what has ended in one decides what the next one trains. `price`: measure and tell it.
+    `leave`: do not wait in the last round. Raises ConfigError, KeyboardInterrupt on Ctrl-C.
     """
     folders = Path(cfg.store)
     results = Results(folders, [])
     before: set[str] = set()
-    trained: set[str] = set()
-    interrupted, more = False, True
+    rounds, interrupted, more = 0, False, True
     while more and not interrupted:
         look = partial(_look, folders, cfg, results.ended)
         grid = expand(arguments, rates=lambda *asked: _best_rates(folders)(*asked), look=look)
         results = Results(folders, grid.points, results.done())
-        results.take_ended(cfg)
-        before |= set(results.ended) - trained
+        before |= results.take_ended(cfg)
         _check_store(results)
         grid = _without_refused(grid, results)
         prices = Prices(folders.parent / "calibration.json")
-        if trained:
+        if rounds:
             _say_round(grid, results.missing)
-            costs = _costs(results.missing, prices) or _rough(results.missing)
         else:
             _say_plan(grid, len(before), results.missing, cfg)
+        if rounds or not price:
+            costs = _costs(results.missing, prices) or _rough(results.missing)
+        else:
             costs = _price(grid, results.missing, prices)
-        trained |= {point.run.key for point in results.missing}
+        rounds += 1
         more = bool(grid.open and results.missing)
-        interrupted = _train_missing(grid, results, costs, launch, cfg, arguments)
+        wait = cfg.wait and not (leave and not grid.open)
+        interrupted = _train_missing(grid, results, costs, launch, cfg, arguments, wait)
         more &= all(results.status(point) in store.ENDED for point in grid.points)
     sum_up(grid, results, before, _without(arguments, _HOW), tell)
     if interrupted:
@@ -101,15 +110,22 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Te
 
 
 def _train_missing(
-    grid: Grid, results: Results, costs: dict[str, float], launch: Launch, cfg: DictConfig, arguments: list[str]
+    grid: Grid,
+    results: Results,
+    costs: dict[str, float],
+    launch: Launch,
+    cfg: DictConfig,
+    arguments: list[str],
+    wait: bool,
 ) -> bool:
     """Train what is missing; whether Ctrl-C ended it."""
-    common = [f"store={quoted(cfg.store)}", *for_points(cfg, grid, arguments)] if results.missing else []
+    common = [f"store={quoted(cfg.store)}", f"grid_since={cfg.grid_since}", "progress=false"]
+    common += for_points(cfg, grid, arguments) if results.missing else []
     # The longest first, so that processes in parallel end together.
     results.missing.sort(key=lambda point: costs[point.run.key], reverse=True)
     with Progress(results, costs) as progress:
         try:
-            _train_all(progress, launch, common, cfg.wait)
+            _train_all(progress, launch, common, wait)
         except KeyboardInterrupt:
             return True
     return False
@@ -232,16 +248,18 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
     while results.missing and fruitless < ATTEMPTS:
         count = len(results.missing)
         free = [point for point in results.missing if not lock.holder(results.folder(point))]
+        jobs = [[*point.overrides, *common, f"grid_point='{point.run.key}'"] for point in free]
         try:
-            if free:
-                launch(
-                    [[*point.overrides, *common, "progress=false", f"grid_point='{point.run.key}'"] for point in free]
-                )
+            if jobs and (workers := launch(jobs)):
+                progress.watch(workers)
         except SystemExit as error:  # what will not do for any point, such as a full disk
             print(error.code, file=sys.stderr)
             return
+        except ConfigError:
+            raise
         except Exception as error:  # such as joblib's TerminatedWorkerError; a point itself should not raise
-            print(f"the launcher broke off: {one_line(error)}", file=sys.stderr)
+            if not fruitless:  # else it was told
+                print(f"the launcher broke off: {one_line(error)}", file=sys.stderr)
         progress.look()
         fruitless = 0 if len(results.missing) < count else fruitless + 1
         if wait and progress.wait():
@@ -251,7 +269,7 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
 GROUP_LENGTH = 128  # the longest that W&B takes
 # Words of a command line that say how to train it, and those that say where its files are.
 _HOW = (
-    *("callbacks", "logger", "machine", "margin=", "overwrite=", "progress="),
+    *("callbacks", "grid_since", "logger", "machine", "margin=", "overwrite=", "progress="),
     *("save_weights=", "trainer", "wait=", "wandb."),
 )
 _WHERE = ("data.path=", "data.root=", "store=")

@@ -15,6 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from smallbatch import store
 from smallbatch.code import digests
@@ -111,8 +113,11 @@ def fit(module: SmallBatch, images: Images, checkpoint: Path | None = None, **se
     Raises KeyboardInterrupt on Ctrl-C.
     """
     with warnings.catch_warnings():
-        # Lightning's advice on DataLoader workers and on saving does not apply to blocks from memory.
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        # Lightning's advice on DataLoader workers, saving and srun does not apply to blocks from memory on one device.
+        warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric\.plugins\.environments")
+        # The variables of srun, torchrun, … count copies of this command, each of which has runs of its own.
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
+        settings["plugins"] = [LightningEnvironment()]
         trainer = pl.Trainer(devices=1, precision=module.run.precision, num_sanity_val_steps=0, **settings)  # type: ignore[arg-type]
         if trainer.loggers:
             Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
     with lock.hold(path):
         if record := store.kept(path, cfg, lambda line: None):  # it may have ended just now
             return record, True
-        store.begin(path, run, afresh=bool(cfg.overwrite))
+        store.begin(path, run, afresh=bool(cfg.overwrite) and not store.is_of_grid(path / store.CHECKPOINT, cfg))
 
         # Lightning trains. After each epoch the checkpoint and the rows are saved, and W&B gets the rows.
         with live.followed(run, path, cfg, say) as follow:

@@ -236,8 +236,11 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
         except SystemExit as error:  # what will not do for any point, such as a full disk
             print(error.code, file=sys.stderr)
             return
+        except ConfigError:
+            raise
         except Exception as error:  # such as joblib's TerminatedWorkerError; a point itself should not raise
-            print(f"the launcher broke off: {one_line(error)}", file=sys.stderr)
+            if not fruitless:  # else it was told
+                print(f"the launcher broke off: {one_line(error)}", file=sys.stderr)
         progress.look()
         fruitless = 0 if len(results.missing) < count else fruitless + 1
         if wait and progress.wait():

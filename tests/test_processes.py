@@ -97,11 +97,17 @@ def test_a_place_is_taken_as_soon_as_its_process_has_ended(tmp_path, monkeypatch
     assert processes.take_place(tmp_path, 2) == 0
 
 
-def test_apart_is_another_process_only_where_there_are_cards(cards):
+def test_apart_is_another_process_only_where_there_are_cards_and_it_ends_soon(cards, monkeypatch):
+    monkeypatch.setattr(processes, "IDLE", 0.2)
     cards()
     assert processes.apart(os.getpid) == os.getpid()
     cards("0")
-    assert processes.apart(os.getpid) != os.getpid()
+    other = processes.apart(os.getpid)
+    assert other != os.getpid()
+    until = time.monotonic() + 60
+    while os.path.exists(f"/proc/{other}/status") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert processes.apart(os.getpid) not in (other, os.getpid())
 
 
 @pytest.mark.parametrize(

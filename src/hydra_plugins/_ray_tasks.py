@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
 from smallbatch.errors import ConfigError, one_line
-from smallbatch.machine import USES_GPU, cores
+from smallbatch.machine import cores
 
 PATIENCE = 10.0  # seconds that a cluster's head has to answer, or a task to end by itself on Ctrl-C
 STORE = 100 * 2**20  # bytes of memory for Ray's objects, which are small configs
@@ -56,20 +56,9 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 
-def needs(num_cpus: float, num_gpus: float | None, accelerator: str, address: str) -> dict[str, float]:
-    """What a run needs of its machine. Raises ConfigError if it is this one alone, and has less."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if num_gpus is None:
-        on_gpu = accelerator in USES_GPU and (accelerator != "auto" or any("GPU" in machine for machine in machines))
-        num_gpus = 1.0 if on_gpu else 0.0
-    asked = {"CPU": num_cpus, "GPU": num_gpus}
-    if not any(all(machine.get(kind, 0) >= least for kind, least in asked.items()) for machine in machines):
-        has = ", ".join(f"{machine.get('CPU', 0):g} and {machine.get('GPU', 0):g}" for machine in machines)
-        text = f"hydra/launcher=ray: no machine has num_cpus={num_cpus:g} and num_gpus={num_gpus:g}; there are {has}"
-        if address == "local":
-            raise ConfigError(text)
-        print(f"{text}; waiting for one that has", file=sys.stderr)  # a cluster may grow
-    return {"num_cpus": num_cpus, "num_gpus": num_gpus}
+def machines() -> list[dict[str, float]]:
+    """What each machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def run_all(job: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], **options: Any) -> list[Any]:
@@ -117,8 +106,12 @@ def _await(tasks: list[Any]) -> None:
 
 def _end(tasks: list[Any]) -> None:
     """End tasks: by an interrupt, so that a run can close what it has open, and by force if that takes too long."""
-    for task in tasks:
-        ray.cancel(task)
-    _, left = ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE) if tasks else ([], [])
-    for task in left:
-        ray.cancel(task, force=True)
+    for force, patience in ((False, PATIENCE), (True, 0.0)):
+        for task in _left(tasks, 0.0):  # to cancel one that has ended can crash Ray 2.60
+            ray.cancel(task, force=force)
+        _left(tasks, patience)
+
+
+def _left(tasks: list[Any], patience: float) -> list[Any]:
+    """Those that have not ended after so many seconds."""
+    return list(ray.wait(tasks, num_returns=len(tasks), timeout=patience)[1]) if tasks else []

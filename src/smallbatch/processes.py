@@ -16,6 +16,7 @@ from smallbatch.errors import SmallBatchError
 from smallbatch.machine import devices
 
 PATIENCE = 60.0  # seconds that a new process waits for the place of one that is about to end
+IDLE = 2.0  # seconds without a job after which a process that works for this one ends
 _held: list[FileLock] = []  # this process's place, for its life: the operating system frees it however that ends
 
 
@@ -33,16 +34,18 @@ def in_parallel(job: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], n
 
 
 def apart(job: Callable[..., Any], *arguments: Any) -> Any:
-    """What a job returns; where there are graphics cards from a process that ends, so that this one opens none.
+    """What a job returns; where there are graphics cards, from another process, so that this one opens none.
 
     An open card has less memory for the processes that train, and none if it is set to take one process at a time.
     """
-    if not devices():
-        return job(*arguments)
+    return _other_process().submit(job, *arguments).result() if devices() else job(*arguments)
+
+
+@cache
+def _other_process() -> Any:
     from joblib.externals.loky import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(1) as pool:
-        return pool.submit(job, *arguments).result()
+    return ProcessPoolExecutor(1, timeout=IDLE)
 
 
 @cache

@@ -42,7 +42,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not trains" tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not trains and not cluster" tests
 
 test-cluster: setup
 	$(BIN)/python -m pytest -rs -m cluster tests/cluster

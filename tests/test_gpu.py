@@ -1,13 +1,18 @@
 """On a graphics card, all is what it is on the CPU. Skipped on a machine that has none."""
 
 import copy
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import smallbatch
-from smallbatch import store
+from smallbatch import machine, processes, store
 from smallbatch.models.norm import GhostBatchNorm, precise_statistics
 
 pytestmark = [
@@ -15,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no graphics card"),
 ]
 
+REPOSITORY = Path(__file__).parents[1]
 SETTINGS = {"data": "digits16", "data.train_size": 240, "data.test_size": 40, "batch_size": 12, "base_lr": "1/4096"}
 CASES = {
     "no norm": {"model": "alexnet", "data": "digits"},
@@ -115,3 +121,28 @@ def test_a_grid_of_two_processes_shares_the_card(train, tmp_path):
     settings = SETTINGS | CASES["ghost batch norm"] | {"batch_size": [8, 16], "epochs": 1, "machine.accelerator": "gpu"}
     frame = smallbatch.grid(processes=2, store=str(tmp_path / "runs"), **{"data.root": str(tmp_path)} | settings)
     assert frame["status"].tolist() == ["finished"] * 2
+
+
+def card(folder: Path) -> tuple[int, int, str]:
+    """The process, once there are two, how many cards it sees, and where a tensor goes."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)
+    return os.getpid(), torch.cuda.device_count(), torch.ones(1).cuda().device.type
+
+
+def test_two_jobs_on_one_card_are_two_processes_that_see_this_card_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", machine.devices()[0])
+    count = machine.processes("gpu", jobs_per_device=2)
+    assert count == 2
+    seen = set(processes.in_parallel(card, [(tmp_path,)] * 4, count))
+    assert [where[1:] for where in seen] == [(1, "cuda")] * 2
+
+
+def test_a_grid_has_as_many_processes_as_its_cards_take(tmp_path):
+    grid = ["batch_size=8,16", "base_lr=1/4096", "epochs=1", "data=digits16", "data.train_size=240"]
+    local = ["hydra/launcher=local", "hydra.launcher.jobs_per_device=2", "machine.accelerator=gpu"]
+    where = [f"data.root={tmp_path}/data", f"store={tmp_path}/runs"]
+    subprocess.run([sys.executable, "src/train.py", "-m", *grid, *local, *where], cwd=REPOSITORY, check=True)
+    records = [record for _, record in store.read_all(tmp_path / "runs")]
+    assert [record.result["machine"]["device"] for record in records] == [torch.cuda.get_device_name()] * 2

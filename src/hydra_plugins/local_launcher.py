@@ -1,8 +1,8 @@
-"""`hydra/launcher=local`: jobs in parallel processes of this machine, kept warm, one thread each."""
+"""`hydra/launcher=local`: jobs in parallel processes of this machine, kept warm, one thread each, a GPU each."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -10,51 +10,59 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 @dataclass
 class LocalLauncherConf:
-    """`n_jobs`: processes at a time; -1 is as many as this process may use cores."""
+    """`n_jobs`: processes at a time; -1 is `jobs_per_device` for each GPU, or where none is used one for each core."""
 
     _target_: str = f"{__name__}.LocalLauncher"
     n_jobs: int = -1
+    jobs_per_device: int = 1
 
 
 class LocalLauncher(Launcher):
     """joblib's loky."""
 
-    def __init__(self, n_jobs: int) -> None:
-        self.n_jobs = n_jobs
+    def __init__(self, n_jobs: int, jobs_per_device: int) -> None:
+        self.n_jobs, self.jobs_per_device = n_jobs, jobs_per_device
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from joblib import Parallel, delayed, parallel_config
+        from smallbatch.machine import processes
+        from smallbatch.processes import in_parallel
 
+        # Composed when a worker is about to be free, here, where there is nothing to do meanwhile.
+        first, jobs = peek(compose_jobs(self.context, self.config, job_overrides, initial_job_idx))
+        n_jobs = self.n_jobs
+        if n_jobs == -1:
+            n_jobs = processes(OmegaConf.select(first, "machine.accelerator", default="auto"), self.jobs_per_device)
         state = Singleton.get_state()
-        # Composed here, when a worker is about to be free, which has nothing to do meanwhile.
-        jobs = (
-            delayed(_run)(os.getpid(), state, self.context, self.task, self._compose(list(overrides), index))
-            for index, overrides in enumerate(job_overrides, initial_job_idx)
-        )
-        with parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=1):
-            returned: list[JobReturn] = Parallel(batch_size=1)(jobs)
-        return returned
+        return in_parallel(run, ((state, self.context, self.task, cfg) for cfg in jobs), n_jobs)
 
-    def _compose(self, overrides: list[str], index: int) -> DictConfig:
-        cfg = self.context.config_loader.load_sweep_config(self.config, overrides)
+
+def compose_jobs(
+    context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+) -> Iterator[DictConfig]:
+    """The config of each job."""
+    for index, overrides in enumerate(job_overrides, initial_job_idx):
+        cfg = context.config_loader.load_sweep_config(config, list(overrides))
         with open_dict(cfg):
             cfg.hydra.job.id, cfg.hydra.job.num = f"{cfg.hydra.job.name}_{index}", index
-        return cfg
+        yield cfg
 
 
-def _run(parent: int, state: Any, context: HydraContext, task: TaskFunction, cfg: DictConfig) -> JobReturn:
+def peek(jobs: Iterator[DictConfig]) -> tuple[DictConfig, Iterator[DictConfig]]:
+    """The first, which tells what they need, and all of them."""
+    first = next(jobs)
+    return first, chain([first], jobs)
+
+
+def run(state: Any, context: HydraContext, task: TaskFunction, cfg: DictConfig) -> JobReturn:
     """One job, in a process that does not know of this one's resolvers and Hydra yet."""
-    from smallbatch.signals import end_with
-
-    end_with(parent)
     Singleton.set_state(state)
     return run_job(
         hydra_context=context,

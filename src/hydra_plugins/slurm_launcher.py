@@ -49,7 +49,7 @@ class SlurmLauncher(LocalLauncher):
     def __init__(
         self, workers: int, cpus: int, n_jobs: int | None, arguments: list[str], logs: str | None, **asked: str | None
     ) -> None:
-        super().__init__(n_jobs or cpus)
+        super().__init__(n_jobs or cpus, jobs_per_device=1)
         options = {"array": f"0-{workers - 1}", "cpus-per-task": cpus, "mem": asked.pop("memory"), **asked}
         self.options = [f"--{name}={value}" for name, value in options.items() if value is not None] + list(arguments)
         self.logs, self.time = logs, asked["time"]

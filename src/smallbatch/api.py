@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from smallbatch import machine
 from smallbatch import store as folders
 from smallbatch.code import changed
 from smallbatch.compose import PATHS, add_config_dir, compose, config_dirs, parse_words, quoted, whole_paths
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, SmallBatchError
+from smallbatch.processes import in_parallel
 from smallbatch.store import Record
 from smallbatch.table import select, table
 
@@ -100,21 +102,21 @@ def train(**settings: Any) -> Record:
 def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.DataFrame:
     """Train a grid, whose axes are lists, as with `-m` and `hydra/launcher=local`; its ended runs, a row a run.
 
-    `processes`: at a time; -1 is as many as there are cores. Raises SmallBatchError if a point has no result.
+    `processes`: at a time; -1 is as many as there are GPUs, or where none is used as there are cores. Raises
+    SmallBatchError if a point has no result.
     """
-    from joblib import Parallel, delayed, parallel_config
-
     from smallbatch.data import describe
     from smallbatch.grids.best_rates import best_rates
     from smallbatch.grids.expand import expand, stages
     from smallbatch.grids.sweep import sweep
 
     words = [*whole_paths(list(words)), *_words(settings)]
-    cfg = compose([word for word in words if word.startswith(("store=", "overwrite=", "wait=", "logger=", "wandb."))])
+    ours = ("store=", "overwrite=", "wait=", "logger=", "wandb.", "machine.accelerator=")
+    cfg = compose([word for word in words if word.startswith(ours)])
 
     def launch(jobs: Sequence[Sequence[str]]) -> None:
-        with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
-            Parallel(batch_size=1)(delayed(_train_point)(list(job), config_dirs()) for job in jobs)
+        count = machine.processes(cfg.machine.accelerator) if processes == -1 else processes
+        in_parallel(_train_point, ((list(job), config_dirs()) for job in jobs), count)
 
     try:
         sweep(words, launch, cfg)

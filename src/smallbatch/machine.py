@@ -8,12 +8,45 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+USES_GPU = ("auto", "cuda", "gpu")  # Lightning's words for what trains on a graphics card
 
-def processes() -> int:
-    """How many runs `hydra/launcher=local` has at a time."""
+
+def processes(accelerator: str = "auto", jobs_per_device: int = 1) -> int:
+    """How many runs `hydra/launcher=local` has at a time: some on each graphics card, or one on each core."""
+    cards = devices() if accelerator in USES_GPU else []
+    return len(cards) * jobs_per_device or cores()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
     from joblib import cpu_count  # knows the limits of containers too
 
     return int(cpu_count())
+
+
+def devices() -> list[str]:
+    """The graphics cards that this process may use, as CUDA_VISIBLE_DEVICES names them. Opens none of them."""
+    import torch  # heavy
+
+    return visible(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+
+
+def visible(asked: str | None, count: int) -> list[str]:
+    """The names of `count` cards that CUDA sees where CUDA_VISIBLE_DEVICES is as asked, or not set.
+
+    Of several MIG instances CUDA shows a process one, whatever it lists: each process can be given another.
+
+    >>> visible(None, 2), visible("2,0", 2), visible("GPU-5ea1, GPU-07", 2)
+    (['0', '1'], ['2', '0'], ['GPU-5ea1', 'GPU-07'])
+    >>> visible("MIG-1,MIG-2", 1), visible("", 0), visible("-1", 0)
+    (['MIG-1', 'MIG-2'], [], [])
+    """
+    if asked is None:
+        return [str(index) for index in range(count)]
+    names = [name.strip() for name in asked.split(",")]
+    if count and names[0].startswith("MIG-"):
+        return [name for name in names if name.startswith("MIG-")]
+    return names[:count]
 
 
 @lru_cache

@@ -4,12 +4,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from smallbatch.files import write_text
 from smallbatch.grids.expand import Grid, Point
 from smallbatch.grids.search import EXPECTED
+from smallbatch.machine import device_name
+from smallbatch.processes import apart
 from smallbatch.run import Run
 from smallbatch.store import Record
 from smallbatch.training.speed import Rate, Shape, label, measurable, measure
@@ -52,7 +56,7 @@ class Prices:
         kind = _kind(run, shape)
         if kind not in self.known:
             self.say(f"measuring {label(run, shape)} …")
-            self.known[kind] = measure(run, shape, classes)
+            self.known[kind] = apart(measure, run, shape, classes)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             rates = {name: vars(rate) for name, rate in sorted(self.known.items())}
             write_text(self.file, json.dumps(rates, indent=1, ensure_ascii=False) + "\n")
@@ -66,12 +70,9 @@ def _kind(run: Run, shape: Shape) -> str:
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
 
 
-def _machine() -> list[str]:
-    from importlib.metadata import version
-
-    from smallbatch.machine import device_name
-
-    return [device_name(), f"torch {version('torch')}"]
+@cache
+def _machine() -> tuple[str, str]:
+    return apart(device_name), f"torch {version('torch')}"
 
 
 def price_of(point: Point, prices: Prices, share: float = 1.0) -> float:

@@ -111,7 +111,7 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
     from smallbatch.grids.sweep import sweep
 
     words = [*whole_paths(list(words)), *_words(settings)]
-    ours = ("store=", "overwrite=", "wait=", "logger=", "wandb.", "machine.accelerator=")
+    ours = ("store=", "overwrite=", "wait=", "logger=", "wandb.", "machine.accelerator=", "trainer.")
     cfg = compose([word for word in words if word.startswith(ours)])
 
     def launch(jobs: Sequence[Sequence[str]]) -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from smallbatch import lock, store
+from smallbatch.files import read_text
 from smallbatch.grids.expand import Point
 from smallbatch.grids.price import words
 from smallbatch.store import DamagedRun
@@ -46,7 +47,8 @@ class Results:
     def take_ended(self, cfg: DictConfig) -> set[str]:
         """Take the sound results that are there; the keys of those from before the grid began.
 
-        What had failed then, is damaged or to be overwritten is trained again.
+        What had failed then, is damaged or to be overwritten is trained again. A point whose folder is not ours to
+        write is no longer missing, and stays without a result.
         """
         said: list[str] = []
         before = set()
@@ -57,6 +59,12 @@ class Results:
                 store.tidy(self.folder(point))
                 if not store.is_of_grid(self.folder(point) / "result.json", cfg):
                     before.add(point.run.key)
+        for point in list(self.missing):
+            try:
+                store.refuse(self.folder(point), bool(cfg.overwrite))
+            except (store.NotOurs, OSError) as error:
+                said.append(f"left alone: {error}")
+                self.missing.remove(point)
         print(*few(said, "and "), sep="\n", end="\n" if said else "", file=sys.stderr)
         return before
 
@@ -82,7 +90,7 @@ class Results:
     def _stamp(self, point: Point) -> int | None:
         try:
             return (self.folder(point) / "result.json").stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:  # not there, or no run folder
             return None
 
 
@@ -185,8 +193,8 @@ class Progress:
 def _share(path: Path, point: Point) -> float:
     """The share of its epochs that a run in training has behind it."""
     try:
-        return max(0, (path / "epochs.csv").read_text(encoding="utf-8").count("\n") - 1) / point.run.epochs
-    except OSError:
+        return max(0, read_text(path / "epochs.csv").count("\n") - 1) / point.run.epochs
+    except (OSError, ValueError):
         return 0.0
 
 

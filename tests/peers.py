@@ -7,8 +7,9 @@ SGD at the same rates, and test it after every epoch. What each of them is, and 
 - this package: its command with `hydra/launcher=local`, in an empty store. It also saves every epoch, draws the answer
   and can be resumed, which the loops do not.
 - template: `peers_template.py`, with Hydra's joblib launcher where that is installed; else with `hydra/launcher=local`,
-  which starts joblib's processes alike. DataLoader workers: the best of 0, 1 and 2, tried on half the grid. It tests in
-  batches of m, as most templates do; how much of its time that is shows the row that tests in batches of 500.
+  which starts joblib's processes alike, a thread each. DataLoader workers: the best of 0, 1 and 2, tried on a part of
+  the grid. It tests in batches of m, as most templates do; what that costs shows the row that tests in batches of 400.
+  Hydra's own launcher, which people have without a plugin, runs one at a time, with torch's own number of threads.
 - loop: `peers_loop.py`, which has images and crops ready-made from this package, no Lightning, channels-last, fused
   SGD, and keeps nothing but the last accuracy. In turn on one thread, in turn on as many threads as there are cores,
   or a run on each core.
@@ -17,6 +18,7 @@ SGD at the same rates, and test it after every epoch. What each of them is, and 
 import csv
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +37,7 @@ HERE = Path(__file__).parent
 SIZES = (2, 8, 32, 128)
 RATES = (2.0**-12, 2.0**-11)  # nothing diverges, and every m learns something
 PERIOD = 0.5  # seconds between looks at the memory
-OURS, TEMPLATE = "this package", "template"
+OURS = "this package"
 
 
 @dataclass
@@ -48,17 +50,27 @@ class Grid:
     rates: tuple[float, ...] = RATES
 
 
+Runs = dict[tuple[int, float], tuple[float, float, float]]  # by (m, η̃): accuracy, when it began and ended
+
+
 @dataclass
 class Measured:
-    """One contender's grid. `runs`: accuracy and seconds by (m, η̃)."""
+    """One contender's grid, in seconds and GiB."""
 
     wall: float
     processor: float
     memory: float
-    runs: dict[tuple[int, float], tuple[float, float]]
+    runs: Runs
+
+    @property
+    def training(self) -> float:
+        """From the begin of the first run to the end of the last, without the start and the table."""
+        _, began, ended = zip(*self.runs.values(), strict=True)
+        return max(ended) - min(began)
 
     def seconds(self, m: int) -> float:
-        return mean(seconds for (size, _), (_, seconds) in self.runs.items() if size == m)
+        """Of a run."""
+        return mean(ended - began for (size, _), (_, began, ended) in self.runs.items() if size == m)
 
 
 Contender = Callable[[Grid, int, Path], Measured]
@@ -66,24 +78,27 @@ Contender = Callable[[Grid, int, Path], Measured]
 
 def peers(_: Path, rounds: int, small: bool = False) -> None:
     """Measure everybody in turns, and print tables; `small`: a grid that shows no more than that it works."""
+    from smallbatch.machine import processes
+
     with tempfile.TemporaryDirectory() as temporary:
         grid, what = _grid(HERE.parent / "data", Path(temporary), small)
         print(f"Peers: {what}; {len(SIZES) * len(RATES)} runs, m × η̃ = {SIZES} × {RATES}", flush=True)
-        half = Grid(grid.words, max(1, grid.epochs // 2), grid.images, RATES[:1])
-        tried = {workers: _template(workers)(half, 0, _new(temporary)).wall for workers in (0, 1, 2)}
+        part = Grid(grid.words, 1, grid.images, RATES[:1])
+        tried = {workers: _template(workers)(part, 0, _new(temporary)).wall for workers in (0, 1, 2)}
         best = min(tried, key=lambda workers: tried[workers])
         found = ", ".join(f"{workers}: {seconds:.1f} s" for workers, seconds in tried.items())
-        print(f"the template's DataLoader workers on a quarter of it: {found}; {best} from here on")
+        print(f"the template's DataLoader workers, on one η̃ and epoch of it: {found}; {best} from here on")
         print(f"the template's launcher: hydra/launcher={_launcher()}\n", flush=True)
-        cores = len(os.sched_getaffinity(0))
+        cores = processes()
         every: dict[str, Contender] = {
             OURS: _ours,
-            TEMPLATE: _template(best),
+            "template": _template(best),
             "loop, one run at a time": _loop(1, 1),
             f"loop, {cores} runs at a time": _loop(cores, 1),
         }
         once: dict[str, Contender] = {
-            "template, tests in batches of 500": _template(best, 500),
+            "template, tests in batches of 400": _template(best, test_batch_size=400),
+            "template, Hydra's own launcher": _template(best, launcher="basic"),
             f"loop, one run on {cores} threads": _loop(1, cores),
         }
         measured: dict[str, list[Measured]] = {}
@@ -100,13 +115,14 @@ def _grid(root: Path, folder: Path, small: bool) -> tuple[Grid, str]:
     from smallbatch.data import load_images
 
     real = (root / "cifar10.npz").exists()
-    train, test, epochs = (256, 100, 2) if small else (2560, 1000, 3) if real else (1408, 360, 5)
+    train, test, epochs = (128, 100, 1) if small else (2048, 400, 3) if real else (1408, 360, 5)
     data = [f"data={'cifar10' if real else 'digits'}", f"data.train_size={train}", f"data.test_size={test}"]
     words = ["model=alexnet", *data, "data.augment=true", f"data.root={root}", "schedule=constant"]
     images = load_images(compose(words))  # unpacks them, once for all
     arrays: dict[str, Any] = {"mean": images.mean, "std": images.std, "classes": images.classes}
     for name, split in (("train", images.train), ("test", images.test)):
-        arrays[f"{name}_images"] = split.images[split.index].squeeze(-1) if not real else split.images[split.index]
+        pixels = split.images[split.index]
+        arrays[f"{name}_images"] = pixels if images.channels > 1 else pixels[..., 0]  # as PIL takes them
         arrays[f"{name}_labels"] = split.labels[split.index]
     np.savez(folder / "images.npz", allow_pickle=False, **arrays)
     name = "CIFAR-10" if real else "scikit-learn's digits (data/ has no cifar10.npz)"
@@ -124,30 +140,26 @@ def _ours(grid: Grid, seed: int, folder: Path) -> Measured:
 
     words = [*grid.words, *_axes(grid, seed), f"store={folder}/runs", "machine.accelerator=cpu", "hydra/launcher=local"]
     spent = _measure([str(HERE.parent / "src" / "train.py"), "-m", *words], folder)
-    records = ended(folder / "runs").values()
-    runs = {
-        (r.run.batch_size, r.run.base_lr): (r.rows[-1]["test_accuracy"], r.result["seconds"])
-        for r in records
-        if r.result["status"] == "finished"
-    }
+    runs: Runs = {}
+    for key, record in ended(folder / "runs", ("finished",)).items():
+        when = (folder / "runs" / key / "result.json").stat().st_mtime
+        accuracy, seconds = record.rows[-1]["test_accuracy"], record.result["seconds"]
+        runs[record.run.batch_size, record.run.base_lr] = (accuracy, when - seconds, when)
     return Measured(*spent, runs)
 
 
-def _template(workers: int, test_batch_size: int | None = None) -> Contender:
+def _template(workers: int, test_batch_size: int | str = "null", launcher: str | None = None) -> Contender:
     def run(grid: Grid, seed: int, folder: Path) -> Measured:
         words = [f"images={grid.images}", f"rows={folder}/rows.csv", f"num_workers={workers}", *_axes(grid, seed)]
-        words += [f"test_batch_size={test_batch_size or 'null'}", f"hydra.sweep.dir={folder}/logs"]
-        script = [str(HERE / "peers_template.py"), "-m", *words, f"hydra/launcher={_launcher()}"]
+        words += [f"test_batch_size={test_batch_size}", f"hydra.sweep.dir={folder}/logs"]
+        script = [str(HERE / "peers_template.py"), "-m", *words, f"hydra/launcher={launcher or _launcher()}"]
         return Measured(*_measure(script, folder), _rows(folder))
 
     return run
 
 
 def _launcher() -> str:
-    there = importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(
-        "hydra_plugins.hydra_joblib_launcher"
-    )
-    return "joblib" if there else "local"
+    return "joblib" if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") else "local"
 
 
 def _loop(jobs: int, threads: int) -> Contender:
@@ -158,9 +170,10 @@ def _loop(jobs: int, threads: int) -> Contender:
     return run
 
 
-def _rows(folder: Path) -> dict[tuple[int, float], tuple[float, float]]:
+def _rows(folder: Path) -> Runs:
     with (folder / "rows.csv").open() as file:
-        return {(int(m), float(rate)): (float(right), float(s)) for m, rate, right, s in csv.reader(file)}
+        rows = [[float(cell) for cell in row] for row in csv.reader(file)]
+    return {(int(m), rate): (accuracy, began, ended) for m, rate, accuracy, began, ended in rows}
 
 
 def _new(temporary: str) -> Path:
@@ -172,18 +185,13 @@ def _measure(script: list[str], folder: Path) -> tuple[float, float, float]:
 
     Memory is their proportional set size (PSS) together: what processes share counts once. Raises CalledProcessError.
     """
-    began, log = time.perf_counter(), folder / "log.txt"
     environment = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
-    with log.open("w") as output:
+    over, peaks = threading.Event(), [0.0]
+    with (folder / "log.txt").open("w+") as log:
+        began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *script],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-            cwd=folder,
+            [sys.executable, *script], stdout=log, stderr=log, start_new_session=True, env=environment, cwd=folder
         )
-        over, peaks = threading.Event(), [0.0]
 
         def watch() -> None:
             while not over.wait(PERIOD):
@@ -191,14 +199,20 @@ def _measure(script: list[str], folder: Path) -> tuple[float, float, float]:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - began
-        over.set()
-        watcher.join()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        print(log.read_text()[-4000:], file=sys.stderr)
-        raise subprocess.CalledProcessError(process.returncode, script)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - began
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+        finally:
+            over.set()
+            watcher.join()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            print(log.read()[-4000:], file=sys.stderr)
+            raise subprocess.CalledProcessError(process.returncode, script)
     return wall, usage.ru_utime + usage.ru_stime, max(peaks)
 
 
@@ -216,42 +230,45 @@ def _memory(session: int) -> float:
 def _print(measured: dict[str, list[Measured]]) -> None:
     width = max(map(len, measured)) + 2
     ours = measured[OURS]
-    heads = "".join(f"{f'm = {m}':>9}" for m in SIZES)
-    print("Seconds from the command to the table (lowest to highest), and of one run at each m; medians over n")
-    print(f"{'':<{width}}{'n':>2}{'grid':>8}{'':>15}{heads}{'processor s':>13}{'GiB (PSS)':>11}")
-    for name, each in measured.items():
-        walls = [one.wall for one in each]
-        of_m = "".join(f"{median(one.seconds(m) for one in each):>9.2f}" for m in SIZES)
-        spread = f"({min(walls):.1f}–{max(walls):.1f})"
-        print(
-            f"{name:<{width}}{len(each):>2}{median(walls):>8.1f}{spread:>15}{of_m}"
-            f"{median(one.processor for one in each):>13.1f}{max(one.memory for one in each):>11.2f}"
-        )
+    heads = "".join(f"{f'm = {m}':>18}" for m in SIZES)
     print(
-        f"\nThe same in units of this package, with the same seed (lowest to highest over seeds)\n{'':<{width}}", end=""
+        "Seconds, medians over n (lowest to highest): grid, from the command to the table; training, from the begin of"
     )
-    print(f"{'grid':>20}" + "".join(f"{f'm = {m}':>20}" for m in SIZES) + f"{'processor':>12}{'memory':>9}")
+    print(
+        "the first run to the end of the last; of a run at each m. Processor time in s and the peak of memory in GiB."
+    )
+    print(f"{'':<{width}}{'n':>2}{'grid':>18}{'training':>18}{heads}{'processor':>11}{'memory':>8}")
+    for name, each in measured.items():
+        spent = "".join(f"{_spread(list(seconds), 1):>18}" for seconds in zip(*map(_seconds, each), strict=True))
+        processor, memory = median(one.processor for one in each), max(one.memory for one in each)
+        print(f"{name:<{width}}{len(each):>2}{spent}{processor:>11.1f}{memory:>8.2f}")
+    print("\nThe same in units of this package, each pair with the same seed")
     for name, each in measured.items():
         if name != OURS:
-            pairs = list(zip(each, ours, strict=False))
-            cells = [_spread([a.wall / b.wall for a, b in pairs])]
-            cells += [_spread([a.seconds(m) / b.seconds(m) for a, b in pairs]) for m in SIZES]
-            processor = median(a.processor / b.processor for a, b in pairs)
-            memory = max(a.memory for a in each) / max(b.memory for b in ours)
-            print(f"{name:<{width}}" + "".join(f"{cell:>20}" for cell in cells) + f"{processor:>12.2f}{memory:>9.2f}")
-    print(f"\nAccuracy %, mean over η̃ and seeds; difference from this package ± standard error\n{'':<{width}}", end="")
-    print("".join(f"{f'm = {m}':>9}" for m in SIZES) + f"{'difference':>16}")
+            pairs = [zip(_seconds(a), _seconds(b), strict=True) for a, b in zip(each, ours, strict=False)]
+            ratios = zip(*([one / our for one, our in pair] for pair in pairs), strict=True)
+            processor = median(a.processor / b.processor for a, b in zip(each, ours, strict=False))
+            memory = max(one.memory for one in each) / max(one.memory for one in ours)
+            cells = "".join(f"{_spread(list(ratio), 2):>18}" for ratio in ratios)
+            print(f"{name:<{width}}{len(each):>2}{cells}{processor:>11.2f}{memory:>8.2f}")
+    print("\nAccuracy %, mean over η̃ and seeds; difference from this package's, run by run, ± its standard error")
+    print(f"{'':<{width}}{'n':>2}{heads}{'difference':>18}")
     for name, each in measured.items():
-        of_m = [100 * mean(a for one in each for (size, _), (a, _) in one.runs.items() if size == m) for m in SIZES]
-        print(f"{name:<{width}}" + "".join(f"{value:>9.2f}" for value in of_m) + f"{_difference(each, ours):>16}")
+        of_m = [100 * mean(a for one in each for (size, _), (a, *_) in one.runs.items() if size == m) for m in SIZES]
+        cells = "".join(f"{value:>18.2f}" for value in of_m)
+        print(f"{name:<{width}}{len(each):>2}{cells}{_difference(each, ours):>18}")
 
 
-def _spread(values: list[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+def _seconds(one: Measured) -> list[float]:
+    return [one.wall, one.training, *map(one.seconds, SIZES)]
+
+
+def _spread(values: list[float], digits: int) -> str:
+    middle, low, high = (f"{value:.{digits}f}" for value in (median(values), min(values), max(values)))
+    return f"{middle} ({low}–{high})" if len(values) > 1 else middle
 
 
 def _difference(each: list[Measured], ours: list[Measured]) -> str:
-    """Of all runs, pairwise."""
     pairs = zip(each, ours, strict=False)
-    gaps = [100 * (right - b.runs[point][0]) for a, b in pairs for point, (right, _) in a.runs.items()]
-    return "none" if not any(gaps) else f"{mean(gaps):+.2f} ± {stdev(gaps) / len(gaps) ** 0.5:.2f}"
+    gaps = [100 * (right - b.runs[point][0]) for a, b in pairs for point, (right, *_) in a.runs.items()]
+    return f"{mean(gaps):+.2f} ± {stdev(gaps) / len(gaps) ** 0.5:.2f}" if any(gaps) else "none"

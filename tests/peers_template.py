@@ -125,7 +125,7 @@ ConfigStore.instance().store(name="template", node=Config)
 
 @hydra.main(config_path=None, config_name="template", version_base="1.3")
 def main(cfg: Any) -> None:
-    began = time.perf_counter()
+    began = time.time()
     pl.seed_everything(cfg.seed, workers=True)
     with np.load(cfg.images) as file:
         channels, classes = file["train_images"].shape[3:] or (1,), int(file["classes"])
@@ -137,14 +137,16 @@ def main(cfg: Any) -> None:
     trainer.fit(module, DataModule(cfg))
     accuracy = trainer.callback_metrics["val/acc"].item()
     with Path(cfg.rows).open("a") as file:
-        file.write(f"{cfg.batch_size},{cfg.base_lr},{accuracy},{time.perf_counter() - began}\n")
+        file.write(f"{cfg.batch_size},{cfg.base_lr},{accuracy},{began},{time.time()}\n")
 
 
 def table(rows: str) -> str:
     """Accuracy by m and η̃, as people make it of what their runs leave."""
     import pandas as pd
 
-    return str(pd.read_csv(rows, names=["m", "rate", "accuracy", "s"]).pivot_table("accuracy", "rate", "m"))
+    return str(
+        pd.read_csv(rows, names=["m", "rate", "accuracy", "began", "ended"]).pivot_table("accuracy", "rate", "m")
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """What the pictures share: look, axes, the panel of curves, captions, files."""
 
+import io
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -9,8 +12,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from PIL import Image
 
 from smallbatch.files import replacing
 from smallbatch.powers import format_power
@@ -26,6 +31,11 @@ STYLE = {
     "legend.fontsize": 8,
     "svg.hashsalt": "smallbatch",  # the same runs give the same file
 }
+
+TILE = 4.6  # inches: the widest panel of the page, whose text is still read when it fills a phone
+CROWDED = 9  # ticks of a tile
+DENSITY = 2  # pixels of a tile to one of the page
+COLOURS = 48  # of a tile; lines and text need no more, and the page stays small
 
 
 def styled() -> Any:
@@ -66,6 +76,65 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             figure.set_layout_engine("none")  # laid out by the first, for both
             paths.append(path)
     return paths
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One panel alone: a WebP picture, its width on the page in pixels, and its heading."""
+
+    webp: bytes
+    width: int
+    title: str
+
+
+def tiles(figure: Figure) -> list[Tile]:
+    """The panels of a saved figure, each alone with its own axes and legend, so that a page can stack them."""
+    with styled():
+        figure.set_layout_engine("constrained")
+        _narrow(figure)
+        shown = [axes for axes in figure.axes if axes.get_visible()]
+        for axes in shown:
+            axes.tick_params(labelleft=True, labelbottom=True)
+            axes.set_ylabel(axes.get_ylabel() or figure.get_supylabel() or shown[0].get_ylabel())
+            if len(axes.get_xticks()) > CROWDED:
+                axes.xaxis.set_major_locator(FixedLocator(axes.get_xticks()[::2].tolist()))
+        for remove in (figure.suptitle, figure.supxlabel, figure.supylabel):
+            remove("")
+        figure.set_dpi(100 * DENSITY)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return [_tile(axes, np.asarray(canvas.buffer_rgba())) for axes in shown]
+
+
+def _narrow(figure: Figure) -> None:
+    """No panel wider than a tile; a legend of long lines goes below."""
+    width, height = figure.get_size_inches()
+    columns = figure.axes[0].get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend())]
+    for legend in legends:
+        texts = [text.get_text() for text in legend.get_texts()]
+        if legend.get_bbox_to_anchor().x0 >= legend.axes.bbox.x1 and max(map(len, texts)) > 20:
+            legend.set_loc("upper left")
+            legend.set_bbox_to_anchor((0.0, -0.15), legend.axes.transAxes)
+            height += 0.17 * len(texts)
+    figure.set_size_inches(columns * min(width / columns, TILE), height)
+
+
+def _tile(axes: Axes, pixels: np.ndarray) -> Tile:
+    box = axes.get_tightbbox().padded(3 * DENSITY)  # type: ignore[union-attr]
+    height, width = pixels.shape[:2]
+    left, right = max(0, int(box.x0)), min(width, int(box.x1) + 1)
+    image = Image.fromarray(pixels[max(0, int(height - box.y1)) : int(height - box.y0) + 1, left:right, :3])
+    file = io.BytesIO()
+    image.quantize(COLOURS, dither=Image.Dither.NONE).convert("RGB").save(
+        file, "WEBP", lossless=True, quality=40, method=2
+    )
+    return Tile(file.getvalue(), (right - left) // DENSITY, axes.get_title())
+
+
+def note(figure: Figure) -> str:
+    """What stands below a figure, as plain text: 2^-9 for math."""
+    return re.sub(r"\$2\^\{([^}]*)\}\$", r"2^\1", " ".join(figure.get_supxlabel().split()))
 
 
 def describe(frame: pd.DataFrame) -> str:

@@ -1,12 +1,16 @@
 """The page stands alone, holds every run and verdict, and shows text as text."""
 
+import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from test_collect import record, runs_of
 
 from smallbatch.claims.judge import judge, plain
@@ -107,6 +111,30 @@ def test_each_state_has_its_mark(tmp_path, page):
         text = (tmp_path / "index.html").read_text(encoding="utf-8")
         marks[state] = re.search(r'<a class="v [a-z-]*" [^>]*>([^<]*)</a>', text).group(1)
     assert marks == {"supported": "yes", "not supported": "no", "undecided": "edge", "not trained": "·"}
+
+
+def test_a_tile_is_one_panel_in_the_colours_of_its_curves():
+    rates = [2.0**-k for k in range(4, 17)]
+    records = [record(replace(runs_of("fig05")[0], base_lr=rate, batch_size=m), 0.5) for rate in rates for m in (8, 32)]
+    figure = draw.sweep(table(records), "Many", "A note with $2^{-9}$ in it.")
+    assert panels.note(figure) == "A note with 2^-9 in it. Dotted: chance."
+    colours = panels.colours("plasma", len(rates))[:, :3]
+    tiles = panels.tiles(figure)
+    assert [tile.title for tile in tiles] == ["against batch size", "against base learning rate"]
+    pixels = np.asarray(Image.open(io.BytesIO(tiles[0].webp)).convert("RGB"), int).reshape(-1, 3)
+    for colour in colours:
+        assert (np.abs(pixels - np.multiply(255, colour)).max(axis=1) <= 4).sum() > 20
+    for tile in tiles:
+        picture = Image.open(io.BytesIO(tile.webp))
+        assert picture.width / panels.DENSITY == pytest.approx(tile.width, abs=1)
+        assert tile.width <= 100 * panels.TILE + 8
+
+
+@pytest.mark.parametrize("name", ["plasma", "viridis", "turbo"])
+def test_every_curve_stands_out_from_white(name):
+    luminance = panels.colours(name, 14)[:, :3] ** 2.2 @ [0.2126, 0.7152, 0.0722]
+    assert (1.05 / (luminance + 0.05)).min() >= 3  # WCAG 2.1, 1.4.11: what is no text
+    assert len(np.unique(panels.colours(name, 14).round(3), axis=0)) == 14
 
 
 def test_the_choices_are_those_of_the_readme(page):

@@ -32,10 +32,10 @@ STYLE = {
     "svg.hashsalt": "smallbatch",  # the same runs give the same file
 }
 
+LIGHTEST = 0.3  # luminance of a curve; white, 1, is three times as light as WCAG 2 counts it, (1 + .05) / (.3 + .05)
 TILE = 4.6  # inches: the widest panel of the page, whose text is still read when it fills a phone
 CROWDED = 9  # ticks of a tile
 DENSITY = 2  # pixels of a tile to one of the page
-COLOURS = 48  # of a tile; lines and text need no more, and the page stays small
 
 
 def styled() -> Any:
@@ -44,8 +44,11 @@ def styled() -> Any:
 
 
 def colours(name: str, count: int) -> np.ndarray:
-    """So many colours of a map, its palest end left out."""
-    return np.asarray(mpl.colormaps[name](np.linspace(0.0, 0.88, count)))
+    """So many colours of a map, its palest end left out, and those darkened that would be faint on white."""
+    found = np.asarray(mpl.colormaps[name](np.linspace(0.0, 0.88, count)))
+    luminance = found[:, :3] ** 2.2 @ [0.2126, 0.7152, 0.0722]
+    found[:, :3] *= np.minimum(1.0, LIGHTEST / luminance[:, None]) ** (1 / 2.2)
+    return found
 
 
 def chance_note(cells: pd.DataFrame) -> str:
@@ -102,8 +105,8 @@ def tiles(figure: Figure) -> list[Tile]:
             remove("")
         figure.set_dpi(100 * DENSITY)
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        return [_tile(axes, np.asarray(canvas.buffer_rgba())) for axes in shown]
+        canvas.draw()  # lays out
+        return [_tile(axes, figure, canvas) for axes in shown]
 
 
 def _narrow(figure: Figure) -> None:
@@ -120,15 +123,19 @@ def _narrow(figure: Figure) -> None:
     figure.set_size_inches(columns * min(width / columns, TILE), height)
 
 
-def _tile(axes: Axes, pixels: np.ndarray) -> Tile:
-    box = axes.get_tightbbox().padded(3 * DENSITY)  # type: ignore[union-attr]
+def _tile(axes: Axes, figure: Figure, canvas: FigureCanvasAgg) -> Tile:
+    renderer = canvas.get_renderer()
+    figure.patch.draw(renderer)
+    axes.draw(renderer)  # alone: a neighbour's title may reach into its box
+    pixels = np.asarray(canvas.buffer_rgba())
+    box = axes.get_tightbbox(renderer).padded(3 * DENSITY)  # type: ignore[union-attr]
     height, width = pixels.shape[:2]
     left, right = max(0, int(box.x0)), min(width, int(box.x1) + 1)
     image = Image.fromarray(pixels[max(0, int(height - box.y1)) : int(height - box.y0) + 1, left:right, :3])
     file = io.BytesIO()
-    image.quantize(COLOURS, dither=Image.Dither.NONE).convert("RGB").save(
-        file, "WEBP", lossless=True, quality=40, method=2
-    )
+    few = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)  # keeps each curve's own colour
+    white = few.convert("RGB").point(lambda value: 255 if value > 250 else value)  # the page's own
+    white.save(file, "WEBP", lossless=True, quality=40, method=2)
     return Tile(file.getvalue(), (right - left) // DENSITY, axes.get_title())
 
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo smoke test test-fast test-cluster lint bench simulate reproduce reproduce-update reference summary clean
+.PHONY: help setup demo smoke test test-fast test-cluster lint bench simulate reproduce reproduce-update reference summary report clean
 
 help:
 	@echo "make demo   train a grid on scikit-learn's digits, draw it and judge two claims (no download of data)"
@@ -15,6 +15,7 @@ help:
 	@echo "make reproduce   train again what is committed as numbers, and compare; AGAINST=REV: with another commit's code"
 	@echo "make reproduce-update   show old and new of these numbers, and write the new ones"
 	@echo "make reference   draw outputs/reference anew from the runs of the pool;  make summary: the demo's verdicts"
+	@echo "make report  upload the demo's runs to Weights & Biases, and build a report of them there; needs a login"
 	@echo "make simulate   what the claims' intervals cover and how soon they decide, on made-up runs"
 	@echo "make clean  remove .venv and caches; outputs stay"
 
@@ -65,6 +66,10 @@ reproduce-update: setup
 summary: setup
 	@$(BIN)/python src/figures.py figure=fig02 scale=smoke seeds=5 --markdown outputs/figures/verdicts.md > /dev/null
 	@cat outputs/figures/verdicts.md
+
+report: setup
+	@$(BIN)/python src/publish.py figure=fig02 scale=smoke seeds=5
+	@$(BIN)/python src/report.py figure=fig02 scale=smoke seeds=5 --source store
 
 # Figures with verdicts on real images; needs the data, to know them.
 REFERENCE := fig01 fig02 fig04

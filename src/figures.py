@@ -153,22 +153,23 @@ def _draw_scale(
         parts = [gathered[name] for name in runs.of if name in gathered and len(gathered[name].frame)]
         if stem not in pictures and (parts or len(runs.frame) or runs.draw == "paths"):
             try:
-                pictures[stem] = Picture(runs, _draw(runs, parts, asked.changes, out / stem))
+                pictures[stem] = _draw(runs, parts, asked.changes, out / stem)
             except ConfigError as problem:  # such as several η̃ where one is drawn
                 problems.append(problem)
     return problems
 
 
-def _draw(runs: FigureRuns, parts: list[FigureRuns], changes: list[str], stem: Path) -> list[Path]:
-    """Draw a figure, naming the runs that are missing, and what it has other than its config; returns the files."""
+def _draw(runs: FigureRuns, parts: list[FigureRuns], changes: list[str], stem: Path) -> Picture:
+    """Draw a figure, naming the runs that are missing, and what it has other than its config."""
     changed = f" (with {' '.join(changes)})" if changes else ""
-    paths = panels.save(draw.draw(replace(runs, title=runs.title + changed), parts), stem)
+    figure = draw.draw(replace(runs, title=runs.title + changed), parts)
+    paths = panels.save(figure, stem)
     print(*paths, sep="\n")
     for run in runs.missing[:MOST_NAMED]:
         print(f"missing: {run.label}")
     if len(runs.missing) > MOST_NAMED:
         print(f"missing: {len(runs.missing) - MOST_NAMED} more")
-    return paths
+    return Picture(runs, paths, figure)
 
 
 def _conclude(pictures: list[Picture], claims: dict[str, list[Row]], ended: Ended, folders: Path, out: Path) -> Path:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-import wandb_server
-from wandb_server import KEY, Recorder
+from wandb_server import KEY, Recorder, login
 
 from smallbatch import lock, store
 from smallbatch.compose import compose
@@ -327,29 +326,6 @@ def test_where_runs_are_logged_is_no_part_of_their_key(config):
 
 
 # --- online
-
-
-@pytest.fixture(scope="session")
-def openwandb(tmp_path_factory, request):
-    try:
-        program = wandb_server.install(request.config.cache.mkdir("openwandb"))
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"{wandb_server.VERSION} cannot be installed here: {error}")
-    process, address = wandb_server.start(program, tmp_path_factory.mktemp("openwandb"))
-    yield address
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture
-def server(openwandb):
-    recorder = Recorder(openwandb)
-    yield recorder
-    recorder.stop()
-
-
-def login(server: Recorder) -> dict[str, str]:
-    return {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY, "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}
 
 
 def sent(server: Recorder, run) -> list[dict]:

@@ -2,11 +2,13 @@
 
 openwandb's licence is non-commercial: it is a tool of the test machine, in an environment of its own. It adds up
 history where W&B writes lines at their offset, knows no exit codes and does not tell a resuming run what it has;
-the recorder does these three as W&B does.
+the recorder does these three as W&B does. Nor does it know reports: the recorder takes and keeps them, and draws
+nothing. What W&B's pages make of them is tried nowhere.
 """
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from filelock import FileLock
+
 KEY = "local" + "0" * 40
 VERSION = "openwandb==0.5.25"
 
@@ -25,11 +29,31 @@ VERSION = "openwandb==0.5.25"
 def install(cache: Path) -> Path:
     """The server's program, installed when it is first needed. Raises CalledProcessError."""
     program = cache / "bin" / "openwandb"
-    if not program.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", cache], check=True, capture_output=True)
-        install = [cache / "bin" / "pip", "install", "--disable-pip-version-check", VERSION]
-        subprocess.run(install, check=True, capture_output=True, timeout=300)
+    with FileLock(f"{cache}.lock"):  # of test processes side by side
+        if not program.exists():
+            subprocess.run([sys.executable, "-m", "venv", "--clear", cache], check=True, capture_output=True)
+            install = [cache / "bin" / "pip", "install", "--disable-pip-version-check", VERSION]
+            subprocess.run(install, check=True, capture_output=True, timeout=300)
     return program
+
+
+def install_reports(cache: Path) -> Path:
+    """A folder with the library that reports need, as it is locked. Raises CalledProcessError."""
+    lock = (Path(__file__).parents[2] / "requirements.lock").read_text(encoding="utf-8")
+    version = re.findall(r"^wandb-workspaces==[\d.]+", lock, re.MULTILINE)[0]
+    folder = cache / version
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            install = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
+            subprocess.run([*install, "--target", part, version], check=True, capture_output=True, timeout=300)
+            part.rename(folder)
+    return folder
+
+
+def login(server: "Recorder") -> dict[str, str]:
+    """The environment of a process that logs in to it."""
+    return {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY, "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}
 
 
 def start(program: Path, folder: Path) -> tuple[subprocess.Popen, str]:
@@ -65,6 +89,7 @@ class Recorder(ThreadingHTTPServer):
         self.history: dict[str, list[dict]] = defaultdict(list)
         self.exits: dict[str, list[int]] = defaultdict(list)
         self.opened: dict[str, list[dict]] = defaultdict(list)
+        self.views: list[dict] = []  # reports, as they were saved
         self.bodies: list[bytes] = []
         Thread(target=self.serve_forever, daemon=True).start()
 
@@ -89,6 +114,23 @@ class Recorder(ThreadingHTTPServer):
         if message.get("complete"):
             self.exits[run].append(message["exitcode"])
 
+    def report(self, query: str, given: dict) -> dict | None:
+        """The answer to what openwandb cannot, since it knows no reports; None to all else."""
+        if "ProjectInternalId" in query:
+            return {"project": {"id": "1", "internalId": "1"}}
+        if "query GetProjects(" in query:
+            names = dict.fromkeys(opened[-1]["project"] for opened in self.opened.values())
+            about = {"__typename": "Project", "createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
+            nodes = [about | {"id": name, "name": name, "entityName": given["entity"]} for name in names]
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"models": {"pageInfo": page, "edges": [{"node": node} for node in nodes]}}
+        if "mutation upsertView" in query:
+            self.views.append(given | {"spec": json.loads(given["spec"])})
+            where = {"id": "1", "name": given["projectName"], "entityName": given["entityName"]}
+            kept = {name: given[name] for name in ("name", "displayName", "description", "type", "spec")}
+            return {"upsertView": {"view": kept | {"id": f"view{len(self.views)}", "project": where}, "inserted": True}}
+        return None
+
     def resume_status(self, run: str, reply: dict) -> dict:
         bucket = reply["data"]["model"]["bucket"]
         if bucket:
@@ -107,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         if self.server.fault == "hang":
             time.sleep(600)
-        status, reply = (500, b"") if self.server.fault or not self.server.upstream else self.pass_on(body)
+        status, reply = (500, b"") if self.server.fault or not self.server.upstream else self.pass_on(_named(body))
         if status == 200:
             reply = self.note(body, reply)
         self.send_response(status)
@@ -119,6 +161,11 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_HEAD = answer
 
     def pass_on(self, body: bytes) -> tuple[int, bytes]:
+        if self.path == "/graphql":
+            asked = json.loads(body)
+            own = self.server.report(asked["query"], asked.get("variables") or {})
+            if own:
+                return 200, json.dumps({"data": own}).encode()
         headers = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
         headers["x-forwarded-host"] = self.headers["host"]  # so that uploads come through here too
         request = urllib.request.Request(self.server.upstream + self.path, body or None, headers, method=self.command)
@@ -141,3 +188,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+def _named(body: bytes) -> bytes:
+    """A request whose operation has no name, as wandb's API for reading sends it, as openwandb takes it."""
+    return body.replace(b'"operationName":""', b'"operationName":null')

@@ -108,14 +108,19 @@ def no_runs(rows: Iterable[Row], empty: Sequence[Need] = ()) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table, and behind it a line each verdict."""
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table alone, as Markdown."""
     shown = columns(rows)
     lines = [f"| claim | {' | '.join(shown)} | counted |", "|---" * (len(shown) + 2) + "|"]
     for row in rows:
         own = marks(row)
         lines.append(f"| {row.id} | {' | '.join(own.get(column, '') for column in shown)} | {row.counted} |")
-    lines += ["", f"{LEGEND}. {chance(rows)}", ""]
+    return "\n".join([*lines, "", f"{LEGEND}. {chance(rows)}"])
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, and behind it a line each verdict."""
+    lines = [markdown_table(rows), ""]
     for row in rows:
         lines.append(f"- **{row.id}** {row.text}")
         for verdict in (v for v in row.verdicts if v.why != NO_RUNS):

@@ -1,4 +1,4 @@
-"""Everything on one self-contained page: claims, figures, runs, protocol, choices, provenance."""
+"""Everything on one self-contained page: verdicts and what is behind them, figures, runs, protocol, provenance."""
 
 import base64
 import re
@@ -12,7 +12,9 @@ import jinja2
 import pandas as pd
 import yaml
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
+from smallbatch.figures import panels
 from smallbatch.figures.collect import FigureRuns
 from smallbatch.files import write_text
 from smallbatch.powers import format_power
@@ -27,30 +29,43 @@ COLUMNS = {  # of the table of runs: heading → column, those that sort as numb
     "key": "key",
 }  # fmt: skip
 Claims = Sequence[dict[str, Any]]  # the claims of one scale
+NOT_TRAINED = "not trained"  # a state of a verdict, as the claims write it
 NUMERIC = ("images", "m", "b", "η̃", "epochs", "seed", "updates", "score", "training", "seconds")
+
+PHONE = ("model", "m", "η̃", "seed", "status", "score", "key")  # the columns of a narrow screen
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn figure on the page; `paths` are its files, the PNG first."""
+    """One drawn figure; `paths` are its files."""
 
     runs: FigureRuns
     paths: Sequence[Path]
+    figure: Figure
 
-    def context(self) -> dict[str, Any]:
-        """What the template shows of it."""
-        runs, png = self.runs, self.paths[0].read_bytes()
+    def context(self, claims: Mapping[str, Claims]) -> dict[str, Any]:
+        """What the template shows of it, with the verdicts that rest on it."""
+        runs = self.runs
         scale = "" if runs.draw == "paths" else runs.scale
         train = f"python src/train.py -m figure={runs.name}" + ("" if scale in ("", "paper") else f" scale={scale}")
         return {
             "stem": self.paths[0].stem,
             "title": f"{runs.title} ({runs.stand_in})" if runs.stand_in else runs.title,
             "scale": scale,
-            "missing": len(runs.missing),
             "command": train if len(runs.frame) else train.replace("train.py -m", "figures.py"),
-            "png": base64.b64encode(png).decode(),
-            "width": int.from_bytes(png[16:20]) // 2,  # of the PNG's header, at 2 pixels to the page's one
+            "note": panels.note(self.figure),  # before the tiles, which go without
+            "tiles": [_tile(tile) for tile in panels.tiles(self.figure)],
+            "verdicts": [
+                (claim, verdict)
+                for claim in claims.get(scale, ())
+                for verdict in claim["verdicts"]
+                if runs.name in verdict["figures"] and verdict["state"] != NOT_TRAINED
+            ],
         }
+
+
+def _tile(tile: panels.Tile) -> dict[str, Any]:
+    return {"webp": base64.b64encode(tile.webp).decode(), "width": tile.width, "title": " ".join(tile.title.split())}
 
 
 def write(
@@ -65,9 +80,10 @@ def write(
     page = environment.get_template("page.html").render(
         store=store,
         scales=[_scale(name, claims[name], [runs for runs in drawn if runs.scale == name]) for name in claims],
-        pictures=[picture.context() for picture in sorted(pictures, key=lambda p: p.runs.draw == "paths")],
+        pictures=[picture.context(claims) for picture in sorted(pictures, key=lambda p: p.runs.draw == "paths")],
         columns=list(COLUMNS),
-        numeric=NUMERIC,
+        numeric=[place for place, name in enumerate(COLUMNS, 1) if name in NUMERIC],
+        phone=[place for place, name in enumerate(COLUMNS, 1) if name not in PHONE],
         runs=_rows(table(records)),
         protocol_columns=_PROTOCOL,
         protocol=[_protocol(runs) for runs in drawn if len(runs.frame)],
@@ -106,10 +122,10 @@ def _scale(name: str, claims: Claims, drawn: list[FigureRuns]) -> dict[str, Any]
     }
 
 
-def _rows(frame: pd.DataFrame) -> list[list[tuple[str, str, Any]]]:
-    """For each run (heading, text, value to sort by) of each column."""
+def _rows(frame: pd.DataFrame) -> list[list[str]]:
+    """For each run the text of each column."""
     return [
-        [(name, _text(name, value), value) for name, value in zip(COLUMNS, values, strict=True)]
+        [_text(name, value) for name, value in zip(COLUMNS, values, strict=True)]
         for values in zip(*(frame[column] for column in COLUMNS.values()), strict=True)
     ]
 

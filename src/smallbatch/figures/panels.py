@@ -1,6 +1,9 @@
 """What the pictures share: look, axes, the panel of curves, captions, files."""
 
+import io
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -9,8 +12,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from PIL import Image
 
 from smallbatch.files import replacing
 from smallbatch.powers import format_power
@@ -27,6 +32,11 @@ STYLE = {
     "svg.hashsalt": "smallbatch",  # the same runs give the same file
 }
 
+LIGHTEST = 0.3  # luminance of a curve; white, 1, is three times as light as WCAG 2 counts it, (1 + .05) / (.3 + .05)
+TILE = 4.6  # inches: the widest panel of the page, whose text is still read when it fills a phone
+CROWDED = 9  # ticks of a tile
+DENSITY = 2  # pixels of a tile to one of the page
+
 
 def styled() -> Any:
     """The look of all pictures, as a context."""
@@ -34,8 +44,11 @@ def styled() -> Any:
 
 
 def colours(name: str, count: int) -> np.ndarray:
-    """So many colours of a map, its palest end left out."""
-    return np.asarray(mpl.colormaps[name](np.linspace(0.0, 0.88, count)))
+    """So many colours of a map, its palest end left out, and those darkened that would be faint on white."""
+    found = np.asarray(mpl.colormaps[name](np.linspace(0.0, 0.88, count)))
+    luminance = found[:, :3] ** 2.2 @ [0.2126, 0.7152, 0.0722]
+    found[:, :3] *= np.minimum(1.0, LIGHTEST / luminance[:, None]) ** (1 / 2.2)
+    return found
 
 
 def chance_note(cells: pd.DataFrame) -> str:
@@ -66,6 +79,69 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             figure.set_layout_engine("none")  # laid out by the first, for both
             paths.append(path)
     return paths
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One panel alone: a WebP picture, its width on the page in pixels, and its heading."""
+
+    webp: bytes
+    width: int
+    title: str
+
+
+def tiles(figure: Figure) -> list[Tile]:
+    """The panels of a saved figure, each alone with its own axes and legend, so that a page can stack them."""
+    with styled():
+        figure.set_layout_engine("constrained")
+        _narrow(figure)
+        shown = [axes for axes in figure.axes if axes.get_visible()]
+        for axes in shown:
+            axes.tick_params(labelleft=True, labelbottom=True)
+            axes.set_ylabel(axes.get_ylabel() or figure.get_supylabel() or shown[0].get_ylabel())
+            if len(axes.get_xticks()) > CROWDED:
+                axes.xaxis.set_major_locator(FixedLocator(axes.get_xticks()[::2].tolist()))
+        for remove in (figure.suptitle, figure.supxlabel, figure.supylabel):
+            remove("")
+        figure.set_dpi(100 * DENSITY)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()  # lays out
+        return [_tile(axes, figure, canvas) for axes in shown]
+
+
+def _narrow(figure: Figure) -> None:
+    """No panel wider than a tile; a legend of long lines goes below."""
+    width, height = figure.get_size_inches()
+    columns = figure.axes[0].get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend())]
+    for legend in legends:
+        texts = [text.get_text() for text in legend.get_texts()]
+        if legend.get_bbox_to_anchor().x0 >= legend.axes.bbox.x1 and max(map(len, texts)) > 20:
+            legend.set_loc("upper left")
+            legend.set_bbox_to_anchor((0.0, -0.15), legend.axes.transAxes)
+            height += 0.17 * len(texts)
+    figure.set_size_inches(columns * min(width / columns, TILE), height)
+
+
+def _tile(axes: Axes, figure: Figure, canvas: FigureCanvasAgg) -> Tile:
+    renderer = canvas.get_renderer()
+    figure.patch.draw(renderer)
+    axes.draw(renderer)  # alone: a neighbour's title may reach into its box
+    pixels = np.asarray(canvas.buffer_rgba())
+    box = axes.get_tightbbox(renderer).padded(3 * DENSITY)  # type: ignore[union-attr]
+    height, width = pixels.shape[:2]
+    left, right = max(0, int(box.x0)), min(width, int(box.x1) + 1)
+    image = Image.fromarray(pixels[max(0, int(height - box.y1)) : int(height - box.y0) + 1, left:right, :3])
+    file = io.BytesIO()
+    few = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)  # keeps each curve's own colour
+    white = few.convert("RGB").point(lambda value: 255 if value > 250 else value)  # the page's own
+    white.save(file, "WEBP", lossless=True, quality=40, method=2)
+    return Tile(file.getvalue(), (right - left) // DENSITY, axes.get_title())
+
+
+def note(figure: Figure) -> str:
+    """What stands below a figure, as plain text: 2^-9 for math."""
+    return re.sub(r"\$2\^\{([^}]*)\}\$", r"2^\1", " ".join(figure.get_supxlabel().split()))
 
 
 def describe(frame: pd.DataFrame) -> str:

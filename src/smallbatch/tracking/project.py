@@ -49,6 +49,14 @@ def records(place: Place, api: Any = None) -> dict[str, Record]:
     return found
 
 
+@wandb_errors()
+def groups(place: Place, api: Any = None) -> dict[str, str]:
+    """The group of each training run of a project, by the run's id; "" for none."""
+    where = "/".join(filter(None, (place.entity, place.project)))
+    runs = (api or _api()).runs(where, filters={"jobType": "train"}, per_page=PAGE, lazy=True)
+    return {run.id: run.group or "" for run in _each(runs)}
+
+
 def read(wandb_run: Any) -> Record | None:
     """A W&B run as a record; None if it is not one of ours, has not ended or has what no run has."""
     run = _run(wandb_run)
@@ -132,6 +140,17 @@ def add_figures(place: Place, pictures: list[Path], tables: dict[str, pd.DataFra
     url = run.url or str(Path(run.settings.sync_dir))
     run.finish()
     return str(url)
+
+
+@wandb_errors()
+def add_tables(place: Place, tables: dict[str, pd.DataFrame]) -> tuple[str, str]:
+    """One run of job type `report`, with tables for a report to draw from; gives the entity and the run's address."""
+    import wandb
+
+    run = open_run(place, name="report", job_type="report")
+    run.log({name: wandb.Table(dataframe=_plain(frame)) for name, frame in tables.items()})
+    run.finish()
+    return str(run.entity), str(run.url)
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:

@@ -110,7 +110,8 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
     from smallbatch.grids.sweep import sweep
 
     words = [*words, *_words(settings)]
-    cfg = compose([word for word in words if word.startswith(("store=", "overwrite=", "wait=", "logger=", "wandb."))])
+    beside = ("store=", "overwrite=", "wait=", "logger=", "wandb.", "trainer.")
+    cfg = compose([word for word in words if word.startswith(beside)])
 
     def launch(jobs: Sequence[Sequence[str]]) -> None:
         with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):

@@ -133,12 +133,12 @@ def _in_one_line(error: HydraException) -> str:
 
 
 # What Lightning's Trainer takes and would change a run's numbers or its place, and the setting of ours for it.
-_ONE_DEVICE = "a run has one device, and hydra/launcher=local trains several runs at a time"
+_DEVICES = "use trainer.devices, of one machine; the same command on another machine trains other runs"
 _EVERY_EPOCH = "every epoch is tested, as its row in epochs.csv says"
 INSTEAD = {
     **dict.fromkeys(("max_epochs", "max_steps", "max_time"), "use epochs"),
     **dict.fromkeys(("min_epochs", "min_steps"), "use stop=early_stopping, whose patience is a number of epochs"),
-    **dict.fromkeys(("devices", "num_nodes", "strategy", "sync_batchnorm"), _ONE_DEVICE),
+    **dict.fromkeys(("num_nodes", "strategy", "sync_batchnorm", "use_distributed_sampler"), _DEVICES),
     **dict.fromkeys(("check_val_every_n_epoch", "val_check_interval", "num_sanity_val_steps"), _EVERY_EPOCH),
     **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "use an optimizer of your own that clips"),
     "precision": "use precision",

@@ -208,6 +208,7 @@ class EarlyStopping:
 class Trainer:
     """What Lightning's Trainer may be told; never part of a run's identity, since it changes none of its numbers."""
 
+    devices: int = 1  # that train one run together: GPUs, or processes on the CPU
     enable_model_summary: bool = False
     log_every_n_steps: int = 50  # blocks of some hundreds of images, for callbacks and loggers that ask each step
     profiler: str | None = None  # simple, advanced, …

@@ -17,10 +17,11 @@ def processes() -> int:
 
 
 @lru_cache
-def provenance(accelerator: str) -> dict[str, Any]:
-    """Versions, commit and machine of what trains on an accelerator, by Lightning's word for it."""
+def provenance(accelerator: str, devices: int = 1) -> dict[str, Any]:
+    """Versions, commit and machine of what trains on `devices` of an accelerator, by Lightning's word for it."""
     packages = ("torch", "torchvision", "pytorch-lightning", "numpy")
     machine = {"host": platform.node(), "device": device_name(accelerator), "cores": os.cpu_count()}
+    machine |= {"devices": devices} if devices > 1 else {}
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "commit": commit(),

@@ -10,6 +10,7 @@ from torch import Tensor
 from smallbatch.data.arrays import Images, Split, stratified
 from smallbatch.data.augment import ORDER, stream
 from smallbatch.data.folders import FileSplit
+from smallbatch.ranks import ALONE, Ranks
 
 BLOCK = 512  # images, about; results do not depend on it
 STATISTICS, STATISTICS_GROUP = 1280, 128  # training images for precise BN, and how many at a time
@@ -20,12 +21,15 @@ class TrainBlocks:
     """One epoch: a new permutation, cut into blocks of whole mini-batches; the partial last one is dropped.
 
     Yields (images, labels): (B, C, H, W) float32, channels-last, normalised, B a multiple of
-    `batch_size`; labels (B,) int64. Lightning says which epoch is next, as it does to a sampler.
+    `batch_size`; labels (B,) int64. Of several `ranks` each gets its share of the images, and all labels.
+    Lightning says which epoch is next, as it does to a sampler.
     """
 
-    def __init__(self, images: Images, batch_size: int, augment: bool, seed: int, epoch: int = 0) -> None:
+    def __init__(
+        self, images: Images, batch_size: int, augment: bool, seed: int, epoch: int = 0, ranks: Ranks = ALONE
+    ) -> None:
         self.images, self.batch_size, self.augment = images, batch_size, augment
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.ranks = seed, epoch, ranks
         self.size = max(1, block_size(images) // batch_size) * batch_size
         self.sampler = self
 
@@ -42,19 +46,24 @@ class TrainBlocks:
         # Nothing is drawn before the first block is asked for: Lightning makes the iterator, then says the epoch.
         split = self.images.train
         order = stream(self.seed, self.epoch, ORDER).permutation(len(split))[: self._used()]
-        yield from _blocks(self.images, split, order, self.size, (self.seed, self.epoch) if self.augment else None)
+        blocks = _cut(order, self.size)
+        shares = [self.ranks.share(block, self.batch_size) for block in blocks]
+        drawn = (self.seed, self.epoch) if self.augment else None
+        for chosen, pixels in zip(blocks, split.read(shares, drawn), strict=True):
+            yield normalise(pixels, self.images), _labels(split, chosen)
 
 
 class TestBlocks:
     """The test images in order, in blocks, not augmented.
 
     Yields (images, labels, first): as `TrainBlocks`, and (B,) bool for those of the first of two fixed `halves`.
+    A block that `ranks` do not divide is filled up for the last of them.
     """
 
     __test__ = False  # not a test case, whatever its name begins with
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    def __init__(self, images: Images, ranks: Ranks = ALONE) -> None:
+        self.images, self.ranks = images, ranks
         self.size = block_size(images)
         self.first = torch.from_numpy(halves(images.test))
 
@@ -63,9 +72,10 @@ class TestBlocks:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         split = self.images.test
-        blocks = _blocks(self.images, split, np.arange(len(split)), self.size, None)
-        for (images, labels), first in zip(blocks, self.first.split(self.size), strict=True):
-            yield images, labels, first
+        blocks = _cut(np.arange(len(split)), self.size)
+        shares = split.read([self.ranks.share(block, len(block)) for block in blocks], None)
+        for chosen, pixels, first in zip(blocks, shares, self.first.split(self.size), strict=True):
+            yield normalise(pixels, self.images), _labels(split, chosen), first
 
 
 def halves(split: Split | FileSplit) -> np.ndarray:
@@ -89,8 +99,8 @@ def statistics_batches(images: Images) -> Iterator[Tensor]:
     order = stratified(split.labels[split.index], size)
     group = min(STATISTICS_GROUP, size)
     mixed = stream(0, 0, ORDER).permutation(order)[: size // group * group]  # no group of one class
-    for pixels, _ in _blocks(images, split, mixed, group, None):
-        yield pixels
+    for pixels in split.read(_cut(mixed, group), None):
+        yield normalise(pixels, images)
 
 
 def block_size(images: Images) -> int:
@@ -98,13 +108,12 @@ def block_size(images: Images) -> int:
     return min(BLOCK, max(1, MEMORY // (4 * math.prod(images.shape))))
 
 
-def _blocks(
-    images: Images, split: Split | FileSplit, order: np.ndarray, size: int, augment: tuple[int, int] | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of a split at the positions `order`, `size` at a time; augmented as of (seed, epoch) if given."""
-    blocks = [order[start : start + size] for start in range(0, len(order), size)]
-    for chosen, pixels in zip(blocks, split.read(blocks, augment), strict=True):
-        yield normalise(pixels, images), torch.from_numpy(split.labels[split.index[chosen]])
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _labels(split: Split | FileSplit, chosen: np.ndarray) -> Tensor:
+    return torch.from_numpy(split.labels[split.index[chosen]])
 
 
 def normalise(pixels: np.ndarray, images: Images) -> Tensor:

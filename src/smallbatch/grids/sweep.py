@@ -80,7 +80,7 @@ def _train_stage(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Te
         results.take_ended(cfg)
         before |= set(results.ended) - trained
         _check_store(results)
-        grid = _without_refused(grid, results)
+        grid = _without_refused(grid, results, cfg.trainer.devices)
         prices = Prices(folders.parent / "calibration.json")
         if trained:
             _say_round(grid, results.missing)
@@ -126,8 +126,11 @@ def _best_rates(folders: Path) -> Rates:
     return best_rates(Ended(store.ended(folders)), describe)
 
 
-def _without_refused(grid: Grid, results: Results) -> Grid:
-    """The grid without what the network refuses; one trial for all points that differ only in rates and sizes."""
+def _without_refused(grid: Grid, results: Results, devices: int) -> Grid:
+    """The grid without what the network refuses; one trial for all points that differ only in rates and sizes.
+
+    Several devices ask of the sizes that they divide them.
+    """
     if not results.missing:
         return grid
     from smallbatch.data import load
@@ -137,11 +140,11 @@ def _without_refused(grid: Grid, results: Results) -> Grid:
     refused = {}
     for point in results.missing:
         run = point.run
-        smallest = min(run.bn_batch_size or run.batch_size, 2)
-        kind = str((run.model, run.norm, run.data, run.optimizer, run.weight_decay > 0, smallest))
+        sizes = min(run.bn_batch_size or run.batch_size, 2) if devices == 1 else (run.batch_size, run.bn_batch_size)
+        kind = str((run.model, run.norm, run.data, run.optimizer, run.weight_decay > 0, sizes))
         if kind not in verdicts:
             try:
-                trial(run, load(point.images), results.folders)
+                trial(run, load(point.images), results.folders, devices)
                 verdicts[kind] = ""
             except ConfigError as error:
                 verdicts[kind] = str(error)

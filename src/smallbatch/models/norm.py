@@ -19,6 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from smallbatch.config import Norm
 from smallbatch.errors import ConfigError
+from smallbatch.models.across import normalize
+from smallbatch.ranks import ALONE, Ranks, gather
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ class GhostBatchNorm(_BatchNorm):
     running_mean: Any
     running_var: Any
     num_batches_tracked: Any
+    ranks: Ranks = ALONE  # those that hold a share of each batch
 
     def __init__(
         self, num_features: int, bn_batch_size: int, eps: float = 1e-5, memory: int = 1280, **settings: Any
@@ -76,13 +79,14 @@ class GhostBatchNorm(_BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         m, b = x.shape[0], self.bn_batch_size
-        if m % b:
-            raise ConfigError(f"a batch of {m} cannot be normalised in groups of bn_batch_size={b}")
+        span = self._span(m)
         if b == 1 and m and math.prod(x.shape[2:]) == 1:
             words = f"Expected more than 1 value per channel when training, got input size {x.shape}"
             raise OneValue(f"{words}; use a larger bn_batch_size")
         if not m:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        if self.ranks.world > 1:
+            return self._over_ranks(x, span)
         count = self._count(m // b) if self.track_running_stats else None
         # A CPU's calls are cheap and its copies dear: one by one takes a third of the time there.
         at_once = isinstance(count, Tensor) or (m > b and x.device.type != "cpu")
@@ -91,6 +95,35 @@ class GhostBatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected (m, C) or (m, C, …), got {input.dim()}D input")
+
+    def _span(self, m: int) -> int:
+        """How many ranks, with m images each, hold a group. Raises ConfigError if groups do not divide the batch."""
+        b, world = self.bn_batch_size, self.ranks.world
+        span = b // m if m % b else 1
+        if span * m % b or span == 0 or world % span:
+            batch = f"a batch of {m}" if world == 1 else f"a batch of {world} ranks of {m}"
+            raise ConfigError(f"{batch} cannot be normalised in groups of bn_batch_size={b}")
+        return span
+
+    def _over_ranks(self, x: Tensor, span: int) -> Tensor:
+        """This rank's share of a batch; the statistics of all ranks' groups are folded in on each, in their order."""
+        if span > 1:
+            y, statistics = normalize(x, self.weight, self.bias, self.eps, self.ranks, span)
+        elif not self.track_running_stats:
+            return self._at_once(x, None)
+        else:
+            parts, weight, bias = x.split(self.bn_batch_size), self.weight, self.bias
+            own = self.running_mean.new_zeros(2, len(parts), x.shape[1])
+            if x.device.type == "cpu":
+                each = zip(parts, *own.unbind(), strict=True)
+                y = torch.cat([F.batch_norm(p, mean, var, weight, bias, True, 1.0, self.eps) for p, mean, var in each])
+            else:
+                y = self._wide(x, *own.flatten(1))
+            statistics = gather(own).transpose(0, 1).flatten(1, 2)
+        if self.track_running_stats:
+            mean, var = statistics
+            self._fold(mean, var, self._count(len(mean)))
+        return y
 
     def _count(self, groups: int) -> Any:
         """Count `groups` more: how many there are now, as a number where that needs no wait for a device."""
@@ -120,17 +153,22 @@ class GhostBatchNorm(_BatchNorm):
         return y[0] if len(y) == 1 else torch.cat(y)
 
     def _at_once(self, x: Tensor, count: Any) -> Tensor:
-        """The same in one call: group g's channel c becomes channel g·C + c of a batch of b."""
+        """The same in one call."""
+        groups, features = len(x) // self.bn_batch_size, x.shape[1]
+        kept: Any = (None, None) if count is None else self.running_mean.new_zeros(2, groups * features)
+        mean, var = kept
+        y = self._wide(x, mean, var)
+        if count is not None:
+            self._fold(mean.view(groups, features), var.view(groups, features), count)
+        return y
+
+    def _wide(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+        """Group g's channel c becomes channel g·C + c of a batch of b; `mean` and `var` take on each group's own."""
         b, features = self.bn_batch_size, x.shape[1]
         groups = len(x) // b
         wide = x.unflatten(0, (groups, b)).transpose(0, 1).reshape(b, groups * features, *x.shape[2:])
         scale, shift = (None if p is None else p.repeat(groups) for p in (self.weight, self.bias))
-        # Momentum 1 leaves each group's own mean and unbiased variance in these.
-        kept: Any = (None, None) if count is None else self.running_mean.new_zeros(2, groups * features)
-        mean, var = kept
-        y = F.batch_norm(wide, mean, var, scale, shift, True, 1.0, self.eps)
-        if count is not None:
-            self._fold(mean.view(groups, features), var.view(groups, features), count)
+        y = F.batch_norm(wide, mean, var, scale, shift, True, 1.0, self.eps)  # momentum 1 remembers nothing else
         return y.view(b, groups, features, *x.shape[2:]).transpose(0, 1).reshape(x.shape)
 
     @torch.no_grad()
@@ -174,6 +212,7 @@ def precise_statistics(network: nn.Module, batches: Iterable[Tensor]) -> Iterato
     try:
         network.eval()
         for layer in layers:
+            layer.ranks = ALONE
             layer._buffers = copy.deepcopy(layer._buffers)
             layer.reset_running_stats()
             layer.momentum = None

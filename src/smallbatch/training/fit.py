@@ -15,6 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from smallbatch import store
 from smallbatch.code import digests
@@ -23,6 +25,7 @@ from smallbatch.data import Images
 from smallbatch.errors import ConfigError, one_line
 from smallbatch.files import replacing
 from smallbatch.machine import provenance
+from smallbatch.ranks import accelerator
 from smallbatch.run import Run
 from smallbatch.store import Row
 from smallbatch.training.module import ImageData, SmallBatch
@@ -31,11 +34,19 @@ from smallbatch.training.score import score
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 
-class KeepRun(Checkpoint):
-    """After every epoch but the last: save the run, write its rows; `follow` gets the rows of all epochs.
+class Agree(Checkpoint):
+    """Let all ranks stop after an epoch if one is told to, as by a callback, which rank 0 alone has.
 
-    A Lightning `Checkpoint`, since those come after the module's own end of the epoch.
+    A Lightning `Checkpoint`, since those come last, after the module's own end of the epoch.
     """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, SmallBatch)
+        (trainer.should_stop,) = module.ranks.agree(trainer.should_stop)
+
+
+class KeepRun(Agree):
+    """After every epoch but the last: save the run, write its rows; `follow` gets the rows of all epochs."""
 
     def __init__(self, path: Path, follow: Callable[[list[Row]], None]) -> None:
         self.path, self.follow = path, follow
@@ -47,6 +58,7 @@ class KeepRun(Checkpoint):
                 trainer.save_checkpoint(temporary)
             store.write_rows(self.path, module.rows)
         self.follow(module.rows)
+        super().on_train_epoch_end(trainer, module)
 
 
 def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
@@ -55,6 +67,7 @@ def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
     Raises ConfigError for a callback or a logger that cannot be made. Writes nothing.
     """
     settings: Any = OmegaConf.to_container(cfg.trainer)
+    del settings["devices"]  # of the run, which `ranks` of Trainers share
     callbacks = [_callback(name, node) for name, node in cfg.callbacks.items()]
     logger = _logger(cfg.logger, run, folder)
     for name, callback in zip(cfg.callbacks, callbacks, strict=True):
@@ -64,7 +77,7 @@ def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
         settings["deterministic"] = "warn"  # on the CPU one thread is, and the switch makes every new tensor be filled
     return settings | {
         "max_epochs": run.epochs,
-        "accelerator": cfg.machine.accelerator,
+        "accelerator": accelerator(cfg),
         "callbacks": callbacks,
         "logger": logger,
         "default_root_dir": folder,
@@ -113,11 +126,14 @@ def fit(module: SmallBatch, images: Images, checkpoint: Path | None = None, **se
     with warnings.catch_warnings():
         # Lightning's advice on DataLoader workers and on saving does not apply to blocks from memory.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer = pl.Trainer(devices=1, precision=module.run.precision, num_sanity_val_steps=0, **settings)  # type: ignore[arg-type]
+        ranks = module.ranks
+        rank_zero_only.rank = ranks.rank  # type: ignore[attr-defined]  # which Lightning takes from variables such as SLURM_PROCID
+        settings |= {"devices": 1 if ranks.device == "cpu" else [ranks.rank], "plugins": [LightningEnvironment()]}
+        trainer = pl.Trainer(precision=module.run.precision, num_sanity_val_steps=0, **settings)  # type: ignore[arg-type]
         if trainer.loggers:
             Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
         try:
-            trainer.fit(module, ImageData(module.run, images), ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, ImageData(module.run, images, ranks), ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C, after its clean-up
             raise KeyboardInterrupt from None
 
@@ -171,5 +187,5 @@ def result(run: Run, images: Images, rows: list[Row], status: str, cfg: DictConf
         "ended": store.timestamp(),
         "threads": cfg.machine.threads,
         **({"code": code} if code else {}),
-        **provenance(cfg.machine.accelerator),
+        **provenance(cfg.machine.accelerator, cfg.trainer.devices),
     }

@@ -17,7 +17,8 @@ from smallbatch.data.arrays import Images
 from smallbatch.data.blocks import STATISTICS_GROUP, TestBlocks, TrainBlocks, statistics_batches
 from smallbatch.errors import ConfigError
 from smallbatch.models import build
-from smallbatch.models.norm import precise_statistics
+from smallbatch.models.norm import GhostBatchNorm, precise_statistics
+from smallbatch.ranks import ALONE, Ranks
 from smallbatch.run import Run
 from smallbatch.store import Row
 from smallbatch.training.schedule import make_schedule
@@ -28,16 +29,16 @@ from smallbatch.training.step import make_loss, make_optimizer
 class ImageData(pl.LightningDataModule):
     """A run's images as Lightning asks for them: in blocks, each of many mini-batches."""
 
-    def __init__(self, run: Run, images: Images) -> None:
+    def __init__(self, run: Run, images: Images, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.run, self.images = run, images
+        self.run, self.images, self.ranks = run, images, ranks
 
     def train_dataloader(self) -> TrainBlocks:
         run = self.run
-        return TrainBlocks(self.images, run.batch_size, run.data["augment"], run.seed)
+        return TrainBlocks(self.images, run.batch_size, run.data["augment"], run.seed, ranks=self.ranks)
 
     def val_dataloader(self) -> TestBlocks:
-        return TestBlocks(self.images)
+        return TestBlocks(self.images, self.ranks)
 
     test_dataloader = predict_dataloader = val_dataloader
 
@@ -58,7 +59,11 @@ class SmallBatch(pl.LightningModule):
     >>> trainer.fit(SmallBatch(run, *images.sizes), ImageData(run, images))
     >>> trainer.global_step
     8
+
+    Of several `ranks` each gets its share of a block's images, and all labels.
     """
+
+    ranks: Ranks = ALONE
 
     def __init__(self, run: Run | dict[str, Any], channels: int, classes: int, train_images: int) -> None:
         super().__init__()
@@ -67,7 +72,9 @@ class SmallBatch(pl.LightningModule):
         self.save_hyperparameters({"run": self.run.to_dict(), **sizes})
         self.automatic_optimization = False
         self.classes = classes
-        self.network = build(self.run, channels, classes)
+        self.weights_dtype = torch.float64 if self.run.precision == "64-true" else torch.float32
+        # Before Lightning does so, which loads a checkpoint first: a resumed run would go on from rounded weights.
+        self.network = build(self.run, channels, classes).to(self.weights_dtype)
         self.loss = make_loss(self.run)
         self.loss_of_each: Any = copy.deepcopy(
             self.loss
@@ -81,9 +88,9 @@ class SmallBatch(pl.LightningModule):
         self.pixels: list[list[float]] = []  # mean and standard deviation by channel, of a loaded network's images
         self.metrics = MetricCollection(
             {
-                "a": MulticlassStatScores(classes, average="micro"),
-                "b": MulticlassStatScores(classes, average="micro"),
-                "loss": MeanMetric(nan_strategy="disable"),
+                "a": MulticlassStatScores(classes, average="micro", sync_on_compute=False),  # each rank counts all
+                "b": MulticlassStatScores(classes, average="micro", sync_on_compute=False),
+                "loss": MeanMetric(nan_strategy="disable", sync_on_compute=False),
             },
             compute_groups=False,
         )
@@ -112,16 +119,23 @@ class SmallBatch(pl.LightningModule):
                 raise ConfigError("lazy layers take their shape from the data: give the Trainer an ImageData")
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(self.run.seed)
-                self.network.eval()(torch.zeros(1, *next(iter(data.val_dataloader()))[0].shape[1:]))
+                shape = next(iter(data.val_dataloader()))[0].shape[1:]
+                self.network.eval()(torch.zeros(1, *shape, dtype=self.weights_dtype))
                 self.network.train()
         self.network.to(memory_format=torch.channels_last)
+        for layer in self.network.modules():
+            if isinstance(layer, GhostBatchNorm):
+                layer.ranks = self.ranks
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.run, self.network.parameters())
 
+    def on_train_start(self) -> None:
+        self.ranks.start_equal(self.network)
+
     def on_train_epoch_start(self) -> None:
-        # Built-in networks draw nothing; a user's dropout must not depend on what ran before.
-        seed = self.run.seed * 1_000_003 + self.current_epoch
+        # Built-in networks draw nothing; a user's dropout must not depend on what ran before, nor be another rank's.
+        seed = self.run.seed * 1_000_003 + self.current_epoch + self.ranks.rank * 999_999_937
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -134,17 +148,20 @@ class SmallBatch(pl.LightningModule):
 
     def training_step(self, block: tuple[Tensor, Tensor], index: int) -> None:
         """Step through a block's mini-batches; ask once, at its end, whether the loss is still finite."""
+        images, labels = block
         m, most = self.run.batch_size, self.trainer.max_steps
-        left = None if most < 0 else (most - self.trainer.global_step) * m
-        images, labels = (part[:left] for part in block)
+        share = m // self.ranks.world
+        if most >= 0:
+            left = most - self.trainer.global_step
+            images, labels = images[: left * share], labels[: left * m]
         optimizer: Any = self.optimizers()
         groups, callbacks = optimizer.param_groups, self.trainer.callbacks  # type: ignore[attr-defined]
         losses, outputs, sizes = [], [], []
-        for x, y in zip(images.split(m), labels.split(m), strict=True):
-            rate = self.run.base_lr * len(x) * self.factor(self.updates)
+        for x, y in zip(images.split(share), labels.split(m), strict=True):
+            rate = self.run.base_lr * len(y) * self.factor(self.updates)
             for group in groups:
                 group["lr"] = rate
-            logits = self.network(x)
+            logits = self.ranks.whole(self.network(x), len(y))
             loss = self.loss(logits, y)
             for callback in callbacks:  # which Lightning itself calls in automatic optimisation only
                 callback.on_before_zero_grad(self.trainer, self, optimizer.optimizer)
@@ -154,13 +171,22 @@ class SmallBatch(pl.LightningModule):
             self.updates += 1
             losses.append(loss.detach())
             outputs.append(logits.detach())
-            sizes.append(len(x))
+            sizes.append(len(y))
         # Read back once a block, and added up in double precision, which not every device has.
         block_loss = (torch.stack(losses).cpu().double() * torch.tensor(sizes)).sum().item()
         self.loss_sum += block_loss
         self.hits += int((torch.cat(outputs).argmax(1) == labels).sum())
         self.seen += len(labels)
         self.diverged = not math.isfinite(block_loss)
+
+    def backward(self, loss: Tensor, *args: Any, **settings: Any) -> None:
+        """What `manual_backward` calls: behind it gradients are those of the whole mini-batch."""
+        super().backward(loss, *args, **settings)
+        self.ranks.sum_gradients(self.network.parameters())
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        # Callbacks, which only rank 0 has, may stop it too.
+        self.diverged, self.trainer.should_stop = self.ranks.agree(self.diverged, self.trainer.should_stop)
 
     def on_validation_epoch_start(self) -> None:
         self.eval_start = time.perf_counter()
@@ -174,7 +200,7 @@ class SmallBatch(pl.LightningModule):
             return
         images, labels, *told = block
         first = told[0] if told else torch.ones_like(labels, dtype=torch.bool)
-        logits = self(images)
+        logits = self.ranks.whole(self(images), len(labels))
         for half, chosen in (("a", first), ("b", ~first)):
             if chosen.any():
                 self.metrics[half].update(logits[chosen], labels[chosen])
@@ -232,6 +258,8 @@ class SmallBatch(pl.LightningModule):
         self.rows.append(
             {"epoch": self.current_epoch + 1, **trained, **self.tested, **precise, **rate, **counts, **seconds}
         )
+        if not self.diverged:
+            self.ranks.check_equal(self.network)
         if self.diverged or self.stopped:
             self.trainer.should_stop = True
 
@@ -260,8 +288,8 @@ class SmallBatch(pl.LightningModule):
         ):
             for images, labels, _ in data.val_dataloader():
                 # In parts that a processor's cache holds: a quarter faster.
-                parts = [self.network(moved(part)).argmax(1).cpu() for part in images.split(STATISTICS_GROUP)]
-                hits += int((torch.cat(parts) == labels).sum())
+                parts = [self.network(moved(part)).argmax(1) for part in images.split(STATISTICS_GROUP)]
+                hits += int((self.ranks.whole(torch.cat(parts), len(labels)).cpu() == labels).sum())
         return hits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

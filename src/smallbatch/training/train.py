@@ -43,7 +43,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
 
     from smallbatch.data import load_images
     from smallbatch.tracking import live
-    from smallbatch.training import fit
+    from smallbatch.training import fit, helpers
     from smallbatch.training.module import SmallBatch
     from smallbatch.training.trial import trial
 
@@ -52,7 +52,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
 
     # The images, whether the network takes them, and what is asked of Lightning.
     images = load_images(cfg)
-    trial(run, images, folder)
+    trial(run, images, folder, cfg.trainer.devices)
     settings = fit.trainer_settings(cfg, run, path / store.LIGHTNING)
     live.require_login(cfg)
 
@@ -68,7 +68,9 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
             module, error = None, ""
             try:
                 module = SmallBatch(run, *images.sizes)
-                fit.fit(module, images, fit.usable_checkpoint(path, module, say), **settings)
+                checkpoint = fit.usable_checkpoint(path, module, say)
+                with helpers.together(cfg, run, checkpoint) as module.ranks:
+                    fit.fit(module, images, checkpoint, **settings)
                 if not is_trial(cfg):
                     fit.check_ended(module)
             except Exception as caught:  # a user's network may raise what it likes: its run has failed, that is all

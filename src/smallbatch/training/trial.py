@@ -8,22 +8,27 @@ from traceback import format_exception
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from smallbatch.data.arrays import Images
 from smallbatch.errors import ConfigError, one_line
 from smallbatch.files import write_text
 from smallbatch.models import build
+from smallbatch.models.norm import GhostBatchNorm
 from smallbatch.run import Run
 from smallbatch.training.step import make_loss, make_optimizer
 
 
-def trial(run: Run, images: Images, store: Path | None = None) -> None:
-    """One whole step on one or two images, to learn early what a network, loss or optimizer refuses.
+def trial(run: Run, images: Images, store: Path | None = None, devices: int = 1) -> None:
+    """One whole step on one or two images, to learn early what a network, loss or optimizer refuses, or `devices`.
 
     Raises ConfigError that names the class, and the file in the store that has the traceback of what was raised.
     """
     try:
+        _check_devices(run, devices)
         _step(run, images)
+        if devices > 1:
+            _check_norms(run, images, devices)
     except ConfigError as error:
         if store is None or error.__cause__ is None:
             raise
@@ -51,6 +56,26 @@ def _step(run: Run, images: Images) -> None:
             loss.backward()
         with _blaming(f"optimizer: {run.optimizer['_target_']}"):
             make_optimizer(small, model.parameters()).step()
+
+
+def _check_devices(run: Run, devices: int) -> None:
+    if devices < 1:
+        raise ConfigError(f"trainer.devices={devices}: must be at least 1")
+    if run.batch_size % devices:
+        raise ConfigError(f"trainer.devices={devices}: does not divide batch_size={run.batch_size}")
+
+
+def _check_norms(run: Run, images: Images, devices: int) -> None:
+    """Raise ConfigError for batch norms that would not be what they are on one device."""
+    share, where = run.batch_size // devices, f"trainer.devices={devices}: model={run.model['name']}:"
+    for name, layer in build(run, images.channels, images.classes).named_modules():
+        if isinstance(layer, GhostBatchNorm):
+            b = layer.bn_batch_size
+            if share % b and b % share:
+                raise ConfigError(f"{where} groups of {b} neither divide a device's {share} images nor hold them whole")
+        elif isinstance(layer, _BatchNorm):
+            kind = type(layer).__name__
+            raise ConfigError(f"{where} {name} is torch's {kind}, which would see one device's images; use norm(n)")
 
 
 @contextmanager

@@ -57,17 +57,19 @@ def together(cfg: DictConfig, run: Run, checkpoint: Path | None) -> Iterator[Ran
         try:
             _join(me, folder, helpers)
             yield me
-            wait(helpers, PATIENCE, FIRST_EXCEPTION)
+            wait(helpers, PATIENCE)
+            if cause := _cause(helpers):
+                raise cause
         except RuntimeError as error:
             if not _is_loss(error):
                 raise
             wait(helpers, PATIENCE, FIRST_EXCEPTION)
             raise _cause(helpers) or error from None
         finally:
+            if not all(helper.done() and not helper.exception() for helper in helpers):
+                _pool(len(helpers)).shutdown(kill_workers=True)
+                _pool.cache_clear()
             _leave()
-            _end(helpers)
-        if cause := _cause(helpers):
-            raise cause
 
 
 def _help(
@@ -114,13 +116,6 @@ def _join(ranks: Ranks, folder: str, helpers: Sequence["Future[None]"] = ()) -> 
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _end(helpers: Sequence["Future[None]"]) -> None:
-    """See to it that no helper goes on with the run."""
-    if wait(helpers, PATIENCE).not_done or any(isinstance(each.exception(), BrokenExecutor) for each in helpers):
-        _pool(len(helpers)).shutdown(kill_workers=True)
-        _pool.cache_clear()
 
 
 def _cause(helpers: Sequence["Future[None]"]) -> RankError | None:

@@ -147,7 +147,8 @@ def _price(point: Point, ended: Ended, prices: Prices) -> Row:
     images = (point.images.test_size, point.images.shape, point.images.classes)
     if run.key in ended.records:
         row, result = Row("", runs=1, finished=1), ended.records[run.key].result
-        here = result.get("machine", {}).get("host") == platform.node() and result["status"] == "finished"
+        machine = result.get("machine", {})
+        here = machine.get("host") == platform.node() and "devices" not in machine and result["status"] == "finished"
         if here and prices.knows(run, point.images.shape):
             row.checked, row.took, row.priced = 1, result["seconds"], prices.work(run, point.updates, *images)
         return row

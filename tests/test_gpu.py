@@ -54,6 +54,18 @@ def test_a_run_has_the_losses_that_it_has_on_the_cpu(train, tmp_path, case):
             assert a[column] == pytest.approx(b[column], rel=1e-6, abs=1e-9, nan_ok=True), column
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has one graphics card")
+@pytest.mark.parametrize("case", ["no norm", "ghost batch norm", "batch norm"])
+def test_so_has_one_on_two_cards(train, tmp_path, case):
+    more = {"trainer.devices": 2, **CASES[case]} | ({"bn_batch_size": 3} if case == "ghost batch norm" else {})
+    there = train("gpu", tmp_path / "two", **more)
+    here = train("cpu", tmp_path / "one", **more | {"trainer.devices": 1})
+    assert there.result["machine"]["devices"] == 2
+    for a, b in zip(there.rows, here.rows, strict=True):
+        for column in set(a) - {"train_seconds", "eval_seconds"}:
+            assert a[column] == pytest.approx(b[column], rel=1e-6, abs=1e-9, nan_ok=True), column
+
+
 def test_a_run_that_was_cut_off_ends_as_if_nothing_had_happened(train, tmp_path, monkeypatch):
     def numbers(record):
         rows = [{name: value for name, value in row.items() if "seconds" not in name} for row in record.rows]

@@ -25,7 +25,7 @@ def budget(tmp_path, monkeypatch):
     monkeypatch.setattr(settling, "price_of", lambda point, prices, share=1.0: 1.0)
     monkeypatch.setattr(settling, "rest_of_search", lambda grid, prices: (0.0, 0.0))
     monkeypatch.setattr("smallbatch.grids.sweep.WORTH_MEASURING", float("inf"))
-    monkeypatch.setattr("smallbatch.grids.sweep._without_refused", lambda grid, results: grid)
+    monkeypatch.setattr("smallbatch.grids.sweep._without_refused", lambda grid, results, devices: grid)
 
     def run(accuracy, *words, spent_after=None):
         trained, like = [], {}

@@ -174,7 +174,8 @@ def _provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
     for result in (record.result for record in records):
         versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
         machine = result.get("machine", {})
-        device = f"{machine.get('device', '?')}, {machine.get('cores', '?')} cores"
+        several = f"{machine['devices']} × " if "devices" in machine else ""
+        device = f"{several}{machine.get('device', '?')}, {machine.get('cores', '?')} cores"
         ended[versions, str(result.get("commit")), device].append(result.get("ended", "?"))
     return [
         {"versions": versions, "commit": commit, "device": device}

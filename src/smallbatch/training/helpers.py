@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, wait
@@ -27,6 +26,7 @@ from smallbatch.data import load_images
 from smallbatch.errors import one_line
 from smallbatch.ranks import ALONE, RankError, Ranks, accelerator
 from smallbatch.run import Run
+from smallbatch.signals import end_with
 from smallbatch.training import fit
 from smallbatch.training.module import SmallBatch
 
@@ -57,17 +57,19 @@ def together(cfg: DictConfig, run: Run, checkpoint: Path | None) -> Iterator[Ran
         try:
             _join(me, folder, helpers)
             yield me
-            wait(helpers, PATIENCE, FIRST_EXCEPTION)
+            wait(helpers, PATIENCE)
+            if cause := _cause(helpers):
+                raise cause
         except RuntimeError as error:
             if not _is_loss(error):
                 raise
             wait(helpers, PATIENCE, FIRST_EXCEPTION)
             raise _cause(helpers) or error from None
         finally:
+            if not all(helper.done() and not helper.exception() for helper in helpers):
+                _pool(len(helpers)).shutdown(kill_workers=True)
+                _pool.cache_clear()
             _leave()
-            _end(helpers)
-        if cause := _cause(helpers):
-            raise cause
 
 
 def _help(
@@ -116,13 +118,6 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _end(helpers: Sequence["Future[None]"]) -> None:
-    """See to it that no helper goes on with the run."""
-    if wait(helpers, PATIENCE).not_done or any(isinstance(each.exception(), BrokenExecutor) for each in helpers):
-        _pool(len(helpers)).shutdown(kill_workers=True)
-        _pool.cache_clear()
-
-
 def _cause(helpers: Sequence["Future[None]"]) -> RankError | None:
     """What ended a helper by itself, if something did: the others then only lose the connection."""
     for rank, error in enumerate((each.exception() for each in helpers if each.done()), 1):
@@ -151,11 +146,4 @@ def _pool(count: int) -> Any:
 
 def _follow() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(os.getppid())

@@ -53,8 +53,8 @@ def main(cfg: DictConfig) -> float | None:
         print("interrupted: the same command goes on after the last whole epoch", file=sys.stderr)
         sys.exit(signals.status())
     except SmallBatchError as error:
-        if of_grid and isinstance(error, lock.Busy):
-            return None  # the grid comes back to it
+        if of_grid and isinstance(error, lock.Busy | store.NotOurs):
+            return None  # the grid comes back to it, and says what it left alone
         if of_sweep and not of_grid:
             raise
         sys.exit(f"error: {error}")

@@ -68,7 +68,7 @@ def runs(store: str | Path = STORE, **settings: Any) -> pd.DataFrame:
 
 
 def load(key: str, store: str | Path = STORE) -> Trained:
-    """A run's trained network. Raises ConfigError if there is none, or its weights were not kept."""
+    """A run's trained network. Raises ConfigError if there is none, or its weights were not kept; DamagedRun."""
     path = Path(store) / key
     record = folders.read(path)
     if record is None:
@@ -77,8 +77,10 @@ def load(key: str, store: str | Path = STORE) -> Trained:
         raise ConfigError(f"{path}: its weights were not kept; train it again with save_weights=true overwrite=true")
     import torch
 
+    from smallbatch.training.fit import load_checked
     from smallbatch.training.module import SmallBatch
 
+    load_checked(path / folders.WEIGHTS)
     if files := changed(record.run, record.result.get("code", {})):
         warnings.warn(f"{files} has changed since {record.run.label} ({path}) was trained", stacklevel=2)
     module = SmallBatch.load_from_checkpoint(path / folders.WEIGHTS, map_location="cpu", weights_only=True)

@@ -1,11 +1,20 @@
-"""Writing so that a reader, or a crash, never sees half a file; and what a disk refuses, in one line."""
+"""Files written so that a reader, or a crash, never sees half of one, and read so that nothing else passes for one.
+
+Also checksums at a file's end, strict JSON, and what a disk refuses, in one line.
+"""
 
 import errno
+import hashlib
+import json
+import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from smallbatch.errors import ConfigError
 
@@ -19,11 +28,29 @@ _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, and the same command goes on"),
     **dict.fromkeys((errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP), _NO_LOCKS),
 }
+MOST_BYTES = 1 << 26  # of a text file that is read whole: a run of 100,000 epochs has half of that
+_CHECKSUM = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
+_CHECKSUM_BYTES = len("\nsha256 \n") + 64
+
+
+def kind(path: Path) -> str | None:
+    """What lies at a path, links not followed: `file`, `link`, `folder` or `pipe or device`; None if nothing does."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    tests = {"file": stat.S_ISREG, "link": stat.S_ISLNK, "folder": stat.S_ISDIR}
+    return next((name for name, test in tests.items() if test(mode)), "pipe or device")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes `path`'s place in one step, on disk."""
+    """Yield a temporary path beside `path`; on success it takes `path`'s place in one step, on disk.
+
+    Raises ConfigError where something else than a file lies there.
+    """
+    if (there := kind(path)) not in (None, "file"):
+        raise ConfigError(f"{path}: is a {there}, no file, and is not replaced; name another, or move it away")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
@@ -33,6 +60,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would shut out other users of a shared disk
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, name):  # a full disk names none
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,6 +72,57 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises ValueError for what is no UTF-8, OSError also for a folder, a device and a huge file.
+
+    A link is followed.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # before it is opened: a pipe would keep us waiting
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    if status.st_size > MOST_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return path.read_bytes().decode()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError also for a name given twice, NaN, and numbers no float can hold."""
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name is given twice")
+    return made
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text[:20])
+
+
+def add_checksum(path: Path) -> None:
+    """Append a checksum of a binary file to it. A ZIP archive, as torch writes them, may have that behind its end."""
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.write(f"\nsha256 {digest}\n".encode())
+
+
+def checksum_fits(path: Path) -> bool | None:
+    """Whether a file is as it was when its checksum was added; None if it has none."""
+    content = path.read_bytes()
+    found = _CHECKSUM.fullmatch(content[-_CHECKSUM_BYTES:])
+    return found and hashlib.sha256(memoryview(content)[:-_CHECKSUM_BYTES]).hexdigest().encode() == found[1]
 
 
 def disk_error(error: OSError | NotImplementedError, path: Path) -> ConfigError:

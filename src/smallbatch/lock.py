@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from smallbatch.errors import SmallBatchError
-from smallbatch.files import disk_error
+from smallbatch.files import disk_error, read_text
 
 PATIENCE = 0.2  # seconds to try for a lock, since one who only looks whether it is free holds it for a moment
 
@@ -37,6 +37,7 @@ def hold(path: Path) -> Iterator[None]:
     try:
         with suppress(OSError):
             since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+            note.unlink(missing_ok=True)  # never through a link
             note.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
         yield
     finally:
@@ -65,6 +66,6 @@ def _lock_and_note(path: Path) -> tuple[FileLock, Path]:
 
 
 def _holder(note: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        return note.read_text(encoding="utf-8") or "another process"
+    with suppress(OSError, ValueError):
+        return " ".join(read_text(note).split()) or "another process"
     return "another process"

@@ -20,6 +20,7 @@ from smallbatch.powers import format_power, parse_power
 # Raised by one whenever a change alters what a run computes, or a default below changes.
 PROTOCOL = 1
 OF_A_GRID = ("seeds", "settle", "hours")  # settings that no run has
+MOST_NAME = 256  # characters
 VARIED = ("batch_size", "base_lr", "bn_batch_size", "seed")  # what a sweep varies within one setting
 
 
@@ -145,7 +146,7 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
         )
     for group in ("model", "optimizer", "loss"):
         plain[group].setdefault("name", plain[group]["_target_"].rpartition(".")[2].lower())
-    return Run(
+    run = Run(
         **{name: plain[name] for name in ("model", "optimizer", "loss", "stop", "epochs", "seed", "precision")},
         norm=norm,
         schedule=Schedule(**plain["schedule"]),
@@ -155,6 +156,26 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
         bn_batch_size=_bn_batch_size(plain["bn_batch_size"], m, norm.kind),
         weight_decay=float(plain["weight_decay"]),
     )
+    _check_names(run)
+    return run
+
+
+def check_run(run: Run) -> None:
+    """Raise ConfigError for a run of the right types whose values no config gives."""
+    _check(asdict(run), run.base_lr)
+    _check_names(run)
+    if _bn_batch_size(run.bn_batch_size, run.batch_size, run.norm.kind) != run.bn_batch_size:
+        raise ConfigError(f"bn_batch_size={run.bn_batch_size}: is written only where it differs from batch_size")
+
+
+def _check_names(run: Run) -> None:
+    """Raise ConfigError for what would spoil a terminal or a table."""
+    for group in ("model", "data", "optimizer", "loss"):
+        for part in ("name", "_target_"):
+            name = getattr(run, group).get(part, "-")
+            if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= MOST_NAME):
+                shown = repr(name)[:40]
+                raise ConfigError(f"{group}.{part}={shown}: must be text of 1 to {MOST_NAME} printable characters")
 
 
 def _bn_batch_size(bn: int | None, m: int, kind: str) -> int | None:

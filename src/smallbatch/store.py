@@ -8,14 +8,13 @@ import csv
 import hashlib
 import io
 import json
-import math
+import re
 import shutil
 import sys
+import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +22,27 @@ from omegaconf import DictConfig
 
 from smallbatch import lock
 from smallbatch.code import changed
-from smallbatch.errors import ConfigError, SmallBatchError
-from smallbatch.files import write_text
+from smallbatch.errors import ConfigError, SmallBatchError, one_line
+from smallbatch.files import kind, parse_json, read_text, replacing, write_text
+from smallbatch.record import DAMAGE, ENDED, DamagedRun, Record, Row, make_record, make_row
+from smallbatch.record import export as export
+from smallbatch.record import parse_export as parse_export
 from smallbatch.run import Run
 
 CHECKPOINT = "checkpoint.ckpt"
 WEIGHTS = "weights.ckpt"  # of the trained network, where they were asked for: a checkpoint of Lightning's
 LIGHTNING = "lightning"  # the folder for what callbacks and loggers write
 BEFORE = ".before"  # the folder for an ended run while it is trained again, in case that fails
-ENDED = ("finished", "diverged")  # statuses that count as done; `failed` is tried again
+DAMAGED = ".damaged"  # the folder of a store for damaged run folders that were trained again
+TRACEBACK, NOTE = "traceback.txt", "wandb.json"
+_ENDED_FILES = ("config.json", "epochs.csv", "result.json")  # the last one makes the others count
+FILES, FOLDERS = (*_ENDED_FILES, CHECKPOINT, WEIGHTS, TRACEBACK, NOTE), (LIGHTNING, BEFORE)
+_HALF_WRITTEN = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\w+\.tmp")  # by a process that was killed
+KEY = re.compile("[0-9a-f]{16}")
 
-Row = dict[str, float]
 
-
-class DamagedRun(SmallBatchError):
-    """A run folder whose files do not fit together. Its text says which and why."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One ended run, as read back and verified."""
-
-    run: Run
-    rows: list[Row]
-    result: dict[str, Any]
+class NotOurs(SmallBatchError):
+    """A run folder is a link, or training would remove what is not ours from it."""
 
 
 def folder(store: Path, run: Run) -> Path:
@@ -76,23 +72,32 @@ def write_result(path: Path, run: Run, rows: list[Row], result: dict[str, Any]) 
 def read(path: Path) -> Record | None:
     """The verified record in a run folder, None if the run has not ended. Raises DamagedRun."""
     try:
-        text = (path / "result.json").read_text(encoding="utf-8")
+        sealed = parse_json(read_text(path / "result.json"))
     except FileNotFoundError:
+        if names := [name for name in _strangers(path) if name in (*FILES, *FOLDERS)]:
+            raise DamagedRun(f"{path}: {', '.join(names)} is not what we wrote") from None
         return None
+    except DAMAGE as error:
+        raise _unreadable(path, error) from None
     try:
-        result = json.loads(text)
-        seal = result.pop("sha256")
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        run = Run.from_dict(config)
-        text = (path / "epochs.csv").read_text(encoding="utf-8")
-        rows = [_row(row) for row in csv.DictReader(io.StringIO(text))]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedRun(f"{path}: unreadable ({type(error).__name__}: {error})") from None
-    if seal != _seal(config, text, result):
-        raise DamagedRun(f"{path}: the files do not match the checksum in result.json")
-    if run.key != path.name:
-        raise DamagedRun(f"{path}: holds the config of run {run.key}")
-    return Record(run, rows, result)
+        seal = sealed["sha256"]
+        result = {name: value for name, value in sealed.items() if name != "sha256"}
+        config = parse_json(read_text(path / "config.json"))
+        text = read_text(path / "epochs.csv")
+        rows = [make_row(row) for row in csv.DictReader(io.StringIO(text), strict=True)]
+        if seal != _seal(config, text, result):
+            raise DamagedRun(f"{path}: the files do not match the checksum in result.json")
+        record = make_record(config, rows, result)
+    except DAMAGE as error:
+        raise _unreadable(path, error) from None
+    if record.run.key != path.name:
+        raise DamagedRun(f"{path}: holds the config of run {record.run.key}")
+    return record
+
+
+def _unreadable(path: Path, error: BaseException) -> DamagedRun:
+    reason = f"{Path(error.filename).name}: {error.strerror}" if isinstance(error, OSError) and error.filename else ""
+    return DamagedRun(f"{path}: unreadable ({reason or f'{type(error).__name__}: {one_line(error)}'})")
 
 
 def ended(store: Path, statuses: Container[str] = ENDED) -> dict[str, Record]:
@@ -111,7 +116,7 @@ def done(path: Path, say: Callable[[str], None] = lambda line: None) -> Record |
     try:
         record = read(path)
     except DamagedRun as damage:
-        say(f"damaged, training it again: {damage}")
+        say(f"damaged, training it again: {damage}; what was there goes to {path.parent / DAMAGED}")
         return None
     return record if record and record.result["status"] in ENDED else None
 
@@ -146,68 +151,93 @@ def read_all(store: Path) -> Iterator[tuple[Path, Record | DamagedRun | None]]:
                 yield path, damage
 
 
-def export(records: list[Record]) -> str:
-    """One JSON line a run, in the order of their keys: config, result and epoch rows by column."""
-    lines = []
-    for record in sorted(records, key=lambda r: r.run.key):
-        columns: dict[str, list[float | str]] = defaultdict(list)
-        for row in record.rows:
-            for name, value in row.items():
-                columns[name].append(value if math.isfinite(value) else str(value))  # JSON has no nan and inf
-        entry = {"key": record.run.key, "config": record.run.to_dict(), "result": record.result, "epochs": columns}
-        lines.append(json.dumps(entry, ensure_ascii=False, allow_nan=False))
-    return "".join(line + "\n" for line in lines)
+def add(store: Path, *records: Record, source: Path | None = None) -> int:
+    """Add ended runs to a store, all or none; how many, since it keeps results of its own and what is in training.
 
-
-def parse_export(text: str) -> list[Record]:
-    """The inverse of `export`. Raises DamagedRun, naming the line."""
-    records = []
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-        try:
-            entry = json.loads(line)
-            run = Run.from_dict(entry["config"])
-            columns = entry["epochs"]
-            rows = [_row(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
-            record = Record(run, rows, entry["result"])
-            if run.key != entry["key"] or record.result["status"] not in (*ENDED, "failed"):
-                raise ValueError(f"the config does not give the key {entry['key']}, or the status is unknown")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DamagedRun(f"line {number}: {error}") from None
-        records.append(record)
-    return records
-
-
-def add(store: Path, record: Record) -> bool:
-    """Add an ended run to a store, all at once; False if the store has a result for it already, or trains it."""
-    path = folder(store, record.run)
-    try:
-        with lock.hold(path):
-            if done(path):
-                return False
-            write_result(path, record.run, record.rows, record.result)
-            (path / CHECKPOINT).unlink(missing_ok=True)
-    except lock.Busy:
-        return False
-    return True
-
-
-def begin(path: Path, run: Run, afresh: bool) -> None:
-    """Make the folder of a run whose lock we hold ready to train in.
-
-    What training goes on from stays (checkpoint, rows, the note on W&B), unless `afresh` or if the folder is damaged.
-    An ended run is put aside until `conclude`.
+    `source` is another store that the runs are copied from, with weights and the note on W&B. Raises NotOurs,
+    DamagedRun if a run changes meanwhile.
     """
+    paths = [folder(store, record.run) for record in records]
+    for path in paths:
+        refuse(path, overwrite=False)
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store, prefix=".add-") as staged:  # a full disk ends it here
+        written = [Path(staged, path.name) for path in paths]
+        for record, there in zip(records, written, strict=True):
+            there.mkdir()
+            if source:
+                _copy(folder(source, record.run), there)
+                if (copy := read(there)) is None or copy.outcome() != record.outcome():
+                    raise DamagedRun(f"{folder(source, record.run)}: has changed meanwhile; say it again")
+            else:
+                write_result(there, record.run, record.rows, record.result)
+        return sum(_place(there, path) for there, path in zip(written, paths, strict=True))
+
+
+def _copy(path: Path, there: Path) -> None:
+    for name in (*_ENDED_FILES, WEIGHTS, NOTE):
+        if kind(path / name) == "file":
+            with replacing(there / name) as temporary:
+                shutil.copyfile(path / name, temporary)
+
+
+def _place(written: Path, path: Path) -> bool:
+    """Move a whole run to its folder, unless that has a result or is in training."""
+    with suppress(lock.Busy), lock.hold(path):
+        if done(path):
+            return False
+        begin(path, None, afresh=False)
+        for file in sorted(written.iterdir(), key=lambda file: file.name == "result.json"):
+            file.replace(path / file.name)
+        _remove(path / CHECKPOINT)
+        return True
+    return False
+
+
+def refuse(path: Path, overwrite: bool) -> None:
+    """Raise NotOurs for a run folder that is a link, or, if it is to be overwritten, has what we did not write."""
+    if path.is_symlink():
+        raise NotOurs(f"{path}: is a link, and nothing is written through it; put the folder itself there")
+    if overwrite and (names := _strangers(path)):
+        raise NotOurs(f"{path}: overwrite would remove {', '.join(names)}, which we did not write; move that away")
+
+
+def _strangers(path: Path) -> list[str]:
+    """The names in a run folder of what we did not write."""
+    return sorted(file.name for file in (path.iterdir() if kind(path) == "folder" else ()) if not _is_ours(file))
+
+
+def _is_ours(file: Path) -> bool:
+    name, there = file.name, kind(file)
+    return there == "folder" if name in FOLDERS else there == "file" and (name in FILES or _is_half_written(file))
+
+
+def _is_half_written(file: Path) -> bool:
+    return _HALF_WRITTEN.fullmatch(file.name) is not None
+
+
+def begin(path: Path, run: Run | None, afresh: bool) -> None:
+    """Make the folder of a run whose lock we hold ready to train in; without a run, to receive a result.
+
+    What training goes on from stays (checkpoint, rows, the note on W&B), unless `afresh`. An ended run is put aside
+    until `conclude`, a damaged folder for good. Raises NotOurs.
+    """
+    refuse(path, afresh)
     try:
         record = read(path)
     except DamagedRun:
-        record, afresh = None, True
+        record = None
+        _put_away(path)
     if record and record.result["status"] in ENDED:
         _put_aside(path)
-    (path / "result.json").unlink(missing_ok=True)  # first: without it the other files may be missing
+    _remove(path / "result.json")  # first: without it the other files may be missing
     for file in path.glob("*"):
-        if file.name != BEFORE and (afresh or file.name.startswith(".") or file.name == "traceback.txt"):
+        if _is_half_written(file) or file.name == TRACEBACK or (afresh and file.name != BEFORE):
             _remove(file)
-    write_config(path, run)
+    if run:
+        write_config(path, run)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def conclude(path: Path, failed: bool) -> bool:
@@ -217,7 +247,7 @@ def conclude(path: Path, failed: bool) -> bool:
         _remove(path / CHECKPOINT)
     elif (path / BEFORE / "result.json").exists():
         for file in path.glob("*"):
-            if file.name not in (BEFORE, "result.json", "traceback.txt"):
+            if file.name not in (BEFORE, "result.json", TRACEBACK):
                 _remove(file)
         for file in sorted((path / BEFORE).iterdir(), key=lambda file: file.name == "result.json"):
             file.replace(path / file.name)
@@ -227,16 +257,29 @@ def conclude(path: Path, failed: bool) -> bool:
 
 
 def _put_aside(path: Path) -> None:
-    """All but the note on W&B, which has the new run from now on."""
+    """All of ours but the note on W&B, which has the new run from now on."""
     _remove(path / BEFORE)
     (path / BEFORE).mkdir()
     for file in sorted(path.glob("*"), key=lambda file: file.name != "result.json"):
-        if file.name not in (BEFORE, "wandb.json"):
+        if _is_ours(file) and file.name not in (BEFORE, NOTE):
             file.replace(path / BEFORE / file.name)
 
 
+def _put_away(path: Path) -> None:
+    """Move a damaged folder, or what else lies there, out of the way; only an ended run put aside in it stays."""
+    (path.parent / DAMAGED).mkdir(exist_ok=True)
+    away = Path(tempfile.mkdtemp(dir=path.parent / DAMAGED, prefix=f"{path.name}-")) / path.name
+    path.rename(away)
+    if kind(away / BEFORE) == "folder":
+        path.mkdir()
+        (away / BEFORE).rename(path / BEFORE)
+
+
 def _remove(file: Path) -> None:
-    if file.is_dir():
+    """Remove what we wrote; what else has its name stays."""
+    if not _is_ours(file):
+        return
+    if file.name in FOLDERS:
         shutil.rmtree(file)
     else:
         file.unlink(missing_ok=True)
@@ -247,7 +290,7 @@ def tidy(path: Path) -> None:
     if not (path / CHECKPOINT).exists():
         return
     with suppress(SmallBatchError, OSError), lock.hold(path):  # a holder will tidy up itself; or no right to
-        for file in (path / CHECKPOINT, *path.glob(".*")):
+        for file in (path / CHECKPOINT, path / BEFORE, *filter(_is_half_written, path.glob(".*"))):
             _remove(file)
 
 
@@ -266,9 +309,6 @@ def _seal(config: dict[str, Any], rows: str, result: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-INTEGERS = ("epoch", "updates", "images")
-
-
 def _rows_text(rows: list[Row]) -> str:
     buffer = io.StringIO()
     if rows:
@@ -278,17 +318,12 @@ def _rows_text(rows: list[Row]) -> str:
     return buffer.getvalue()
 
 
-def _row(values: dict[str, Any]) -> Row:
-    """A row as it was, from text or JSON."""
-    return {name: int(value) if name in INTEGERS else float(value) for name, value in values.items()}
-
-
 def summary(record: Record, store: Path, skipped: bool = False) -> str:
     """One plain line: what it was, status, score, seconds, folder."""
     result = record.result
     points = f"score {result['score']:.4f}" if result["score"] is not None else result["error"]
     how = f"{result['status']} before" if skipped else result["status"]
-    path = folder(store, record.run) / ("traceback.txt" if result["status"] == "failed" else "")
+    path = folder(store, record.run) / (TRACEBACK if result["status"] == "failed" else "")
     return f"{record.run.label}: {how}, {points}, {result['seconds']:.1f} s, {path}"
 
 

@@ -58,9 +58,9 @@ def _row(record: Record) -> dict[str, Any]:
         else:
             row[group] = values
     row["bn_batch_size"] = run.bn_batch_size or run.batch_size
-    last = record.rows[-1] if record.rows else {"updates": 0, "train_accuracy": np.nan}
-    row |= {name: last[name] for name in ("updates", "train_accuracy")}
-    return row | {name: record.result[name] for name in _OUTCOME}
+    last = record.rows[-1] if record.rows else {}
+    row |= {"updates": last.get("updates", 0), "train_accuracy": last.get("train_accuracy", np.nan)}
+    return row | {name: record.result.get(name, np.nan) for name in _OUTCOME}
 
 
 def keep(records: dict[str, Record], query: str | None) -> dict[str, Record]:

@@ -18,7 +18,7 @@ from smallbatch import lock, store
 from smallbatch.compose import compose
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.run import make_run
-from smallbatch.training import module
+from smallbatch.training import fit, module
 from train import train
 
 pytestmark = pytest.mark.trains
@@ -219,6 +219,164 @@ def test_an_unusable_checkpoint_is_reported_and_the_run_starts_again(config, tmp
     assert said.startswith(f"{checkpoint}: ")
     assert said.endswith("starting from the first epoch")
     assert trained(run, cfg) == uninterrupted[0]
+
+
+@pytest.fixture(scope="module")
+def cut_off(config, tmp_path_factory):
+    """A run whose process died after its second epoch: run, folder, checkpoint's bytes."""
+    folder = tmp_path_factory.mktemp("cut")
+    run, cfg = config(folder, *GHOST)
+    finish(run, cfg, death=("epochs.csv", 2, "placed"))
+    path = store.folder(folder, run)
+    return run, path, (path / store.CHECKPOINT).read_bytes()
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["with its checksum", "of before there were any"])
+def test_no_damaged_checkpoint_is_used(cut_off, older):
+    run, path, whole = cut_off
+    whole = whole[: whole.rindex(b"\nsha256 ")] if older else whole
+    file, chance = path / store.CHECKPOINT, random.Random(0)
+    file.write_bytes(whole)
+    images = [1, 10, 64]
+    expected = state_bytes(file)
+    fits = module.SmallBatch(run, *images)
+    used = 0
+    for number in range(60):
+        damaged = bytearray(whole)
+        if number % 3:
+            for _ in range(number % 3):
+                damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        else:
+            del damaged[chance.randrange(len(damaged)) :]
+        file.write_bytes(damaged)
+        said: list[str] = []
+        if fit.usable_checkpoint(path, fits, said.append):
+            used += 1
+            assert state_bytes(file) == expected  # in what holds no number, as a date in the archive
+            assert not said
+        else:
+            (line,) = said
+            assert line.startswith(f"{file}: ")
+            assert line.endswith("; starting from the first epoch")
+            assert not file.exists()
+    assert used == 0 or older
+    file.write_bytes(whole)
+    assert fit.usable_checkpoint(path, fits, pytest.fail)
+
+
+def state_bytes(file: Path) -> str:
+    return repr(torch.load(file, weights_only=True))
+
+
+class Mine:
+    """A user's own class: weights_only=True does not load it."""
+
+
+class Remembers(pl.Callback):
+    def state_dict(self):
+        return {"mine": Mine()}
+
+
+def test_a_checkpoint_that_could_never_be_loaded_again_is_said_when_it_is_first_saved(config, tmp_path):
+    run, cfg = config(tmp_path, "epochs=3", f"+callbacks.mine._target_={__name__}.Remembers")
+    saved, save = [], pl.Trainer.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pl.Trainer, "save_checkpoint", lambda *a, **k: (saved.append(1), save(*a, **k)))
+        record, _, said = now(cfg)
+    assert record.result["status"] == "finished"
+    (line,) = said
+    assert line.startswith(f"{run.label}: its checkpoint cannot be loaded again, for it holds a {__name__}.Mine, ")
+    assert len(saved) == 1
+
+
+# --- only what is ours is removed or replaced
+
+
+def test_overwriting_a_folder_with_what_is_not_ours_is_refused_with_the_names(config, tmp_path):
+    run, cfg = config(tmp_path, "epochs=1")
+    now(cfg)
+    path = store.folder(tmp_path, run)
+    (path / "notes.txt").write_text("x")
+    (path / "my plots").mkdir()
+    (path / ".hidden").write_text("x")
+    (tmp_path / "important").write_text("x")
+    (path / "traceback.txt").symlink_to(tmp_path / "important")
+    before = snapshot(tmp_path)
+    assert now(cfg)[1]
+    cfg.overwrite = True
+    with pytest.raises(store.NotOurs, match=r"remove \.hidden, my plots, notes\.txt, traceback\.txt, which we did not"):
+        now(cfg)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_folder_that_is_a_link_is_read_and_never_written(config, tmp_path, ended):
+    run, cfg = config(tmp_path / "here", "epochs=1")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if ended:
+        now(cfg)
+        store.folder(tmp_path / "here", run).rename(elsewhere / run.key)
+    else:
+        (elsewhere / run.key).mkdir()
+        (tmp_path / "here").mkdir()
+    store.folder(tmp_path / "here", run).symlink_to(elsewhere / run.key)
+    before = snapshot(elsewhere)
+    if ended:
+        assert now(cfg)[1]
+        cfg.overwrite = True
+    with pytest.raises(store.NotOurs, match="is a link"):
+        now(cfg)
+    assert snapshot(elsewhere) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "epochs.csv", "result.json", store.CHECKPOINT, "."])
+def test_what_lies_in_a_files_place_is_kept_and_the_run_trained(config, tmp_path, name):
+    run, cfg = config(tmp_path, "epochs=2")
+    path = store.folder(tmp_path, run)
+    if name == ".":
+        path.write_text("x")
+    else:
+        (path / name).mkdir(parents=True)
+        (path / name / "mine").write_text("x")
+    record, there, said = now(cfg)
+    assert (record.result["status"], there) == ("finished", False)
+    (line,) = said
+    assert line.startswith(f"damaged, training it again: {path}: ")
+    (kept,) = (tmp_path / store.DAMAGED).glob(f"{run.key}-*/{run.key}")
+    assert (kept if name == "." else kept / name / "mine").read_text() == "x"
+    assert store.done(path)
+
+
+def test_a_grid_leaves_alone_what_is_not_ours_says_it_once_and_trains_the_rest(config, tmp_path):
+    run, cfg = config(tmp_path, "batch_size=8", "epochs=1")
+    now(cfg)
+    (store.folder(tmp_path, run) / "notes.txt").write_text("x")
+    out = tmp_path / "out"
+    words = [w for w in SMALL if not w.startswith("progress")]
+    words += ["batch_size=8,16", "epochs=1", f"data.root={cfg.data.root}", f"store={tmp_path}", "overwrite=true"]
+    child = FORK.Process(target=_grid, args=(words, out))
+    child.start()
+    child.join()
+    assert child.exitcode == 1
+    text = out.read_text()
+    assert text.count("notes.txt") == 1
+    assert "1 finished, 1 without a result" in text or "1 without a result, 1 finished" in text
+    assert len(store.ended(tmp_path)) == 2
+
+
+def _grid(words, out):
+    import runpy
+    import sys
+
+    for descriptor in (1, 2):
+        os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.chdir(Path(__file__).parents[2])
+    sys.argv = ["src/train.py", "-m", *words]
+    runpy.run_path("src/train.py", run_name="__main__")
+
+
+# --- two at once
 
 
 def test_of_two_processes_on_one_run_one_trains_and_the_other_is_told_busy(config, tmp_path):

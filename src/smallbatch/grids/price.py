@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smallbatch.files import write_text
+from smallbatch.files import parse_json, read_text, write_text
 from smallbatch.grids.expand import Grid, Point
 from smallbatch.grids.search import EXPECTED
+from smallbatch.record import Record, fits
 from smallbatch.run import Run
-from smallbatch.store import Record
 from smallbatch.training.speed import Rate, Shape, label, measurable, measure
 
 PER_RUN, PER_EPOCH = 0.5, 0.05  # seconds beside the updates: a run's start in a warm process, an epoch's checkpoint
@@ -27,9 +27,10 @@ class Prices:
 
     def __post_init__(self) -> None:
         try:
-            stored = json.loads(self.file.read_text(encoding="utf-8"))
+            stored = parse_json(read_text(self.file))
+            fits(dict[str, Rate], stored, self.file.name)
             self.known = {kind: Rate(**rate) for kind, rate in stored.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError):
             pass  # not there yet, or damaged: measured again
 
     def seconds(self, run: Run, updates: int, test_size: int, shape: Shape, classes: int, share: float = 1.0) -> float:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from smallbatch import lock, store
+from smallbatch.files import read_text
 from smallbatch.grids.expand import Point
 from smallbatch.grids.price import words
 from smallbatch.store import DamagedRun
@@ -44,13 +45,22 @@ class Results:
         return {key: result for key, result in self.ended.items() if result["status"] in store.ENDED}
 
     def take_ended(self, cfg: DictConfig) -> None:
-        """Take the sound results that are there; what failed, is damaged or to be overwritten is trained again."""
+        """Take the sound results that are there; what failed, is damaged or to be overwritten is trained again.
+
+        A point whose folder is not ours to write is no longer missing, and stays without a result.
+        """
         said: list[str] = []
         for point in [p for p in self.missing if self.seen[p.run.key]]:
             record = store.kept(self.folder(point), cfg, said.append)
             if record:
                 self._take(point, record.result)
                 store.tidy(self.folder(point))
+        for point in list(self.missing):
+            try:
+                store.refuse(self.folder(point), bool(cfg.overwrite))
+            except (store.NotOurs, OSError) as error:
+                said.append(f"left alone: {error}")
+                self.missing.remove(point)
         print(*few(said, "and "), sep="\n", end="\n" if said else "", file=sys.stderr)
 
     def take_new(self) -> list[store.Record]:
@@ -75,7 +85,7 @@ class Results:
     def _stamp(self, point: Point) -> int | None:
         try:
             return (self.folder(point) / "result.json").stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:  # not there, or no run folder
             return None
 
 
@@ -159,8 +169,8 @@ class Progress:
 def _share(path: Path, point: Point) -> float:
     """The share of its epochs that a run in training has behind it."""
     try:
-        return max(0, (path / "epochs.csv").read_text(encoding="utf-8").count("\n") - 1) / point.run.epochs
-    except OSError:
+        return max(0, read_text(path / "epochs.csv").count("\n") - 1) / point.run.epochs
+    except (OSError, ValueError):
         return 0.0
 
 

@@ -34,7 +34,7 @@ def sum_up(grid: Grid, results: Results, before: set[str], words: list[str], tel
             if not grid.figures:
                 print(*(grid.notes if grid.kinds else next_try(cells, diverged)), sep="\n")
     if tell and not grid.figures and len(ended) > 1:
-        records = [record for point in ended if (record := store.read(results.folder(point)))]
+        records = [record for point in ended if (record := store.done(results.folder(point)))]
         print("", *tell(records, results.folders.parent), sep="\n")
     if grid.figures and ended:
         print(f"to see this: python src/figures.py {' '.join(words)}")

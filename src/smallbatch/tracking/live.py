@@ -26,11 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 from smallbatch import store
 from smallbatch.config import is_trial
 from smallbatch.errors import ConfigError, SmallBatchError, one_line
-from smallbatch.files import write_text
+from smallbatch.files import parse_json, read_text, write_text
+from smallbatch.record import Record, Row, fits
 from smallbatch.run import Run
-from smallbatch.store import Record, Row
+from smallbatch.store import NOTE
 
-NOTE = "wandb.json"
 WAIT = 30.0  # seconds that W&B gets to take a run, and that the end of a process waits for it
 INTERRUPTED = 255  # wandb's own exit code for Ctrl-C
 
@@ -142,10 +142,26 @@ class Page:
         write_text(self.path / NOTE, json.dumps(note, indent=1, ensure_ascii=False) + "\n")
 
 
+@dataclass
+class _Note:
+    """What wandb.json has."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+    notes: str | None
+    rows: int
+    sha256: str | None
+    offline: str | None
+
+
 def read_note(path: Path) -> dict[str, Any]:
-    """What is known of a run folder's place in W&B; empty if nothing is."""
+    """What is known of a run folder's place in W&B; empty if nothing is, or the note is damaged."""
     with suppress(OSError, ValueError):
-        return dict(json.loads((path / NOTE).read_text(encoding="utf-8")))
+        note: dict[str, Any] = parse_json(read_text(path / NOTE))
+        fits(_Note, note, NOTE)
+        return note
     return {}
 
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from smallbatch import store
 from smallbatch.errors import ConfigError, one_line
+from smallbatch.record import INTEGERS, Record, Row, make_record
 from smallbatch.run import Run
-from smallbatch.store import Record, Row
 from smallbatch.tracking.live import Place, login, open_run, wandb_errors
 
 PAGE = 100  # runs a request
@@ -50,7 +50,7 @@ def records(place: Place, api: Any = None) -> dict[str, Record]:
 
 
 def read(wandb_run: Any) -> Record | None:
-    """A W&B run as a record; None if it is not one of ours, of another protocol or not ended."""
+    """A W&B run as a record; None if it is not one of ours, has not ended or has what no run has."""
     run = _run(wandb_run)
     summary = dict(wandb_run.summary_metrics)
     result = {name: summary[name] for name in _RESULT if name in summary}
@@ -58,7 +58,9 @@ def read(wandb_run: Any) -> Record | None:
         return None
     rows = _patiently(lambda: [_row(entry) for entry in wandb_run.scan_history() if "epoch" in entry])
     by_epoch = {row["epoch"]: row for row in rows}
-    return Record(run, [by_epoch[epoch] for epoch in sorted(by_epoch)], result)
+    with suppress(ValueError, TypeError, ConfigError):
+        return make_record(run.to_dict(), [by_epoch[epoch] for epoch in sorted(by_epoch)], result)
+    return None
 
 
 def _run(wandb_run: Any) -> Run | None:
@@ -71,7 +73,7 @@ def _run(wandb_run: Any) -> Run | None:
 def _row(entry: dict[str, Any]) -> Row:
     """A history entry as a row of epochs.csv; JSON has no nan, and drops the point of whole numbers."""
     values = {name: float(value) for name, value in entry.items() if not name.startswith("_")}
-    return {name: int(value) if name in store.INTEGERS else value for name, value in values.items()}
+    return {name: int(value) if name in INTEGERS else value for name, value in values.items()}
 
 
 def _each(runs: Iterable[Any]) -> Iterator[Any]:

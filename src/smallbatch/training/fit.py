@@ -2,8 +2,10 @@
 
 import inspect
 import logging
+import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from smallbatch import store
 from smallbatch.code import digests
 from smallbatch.compose import check_call, locate
 from smallbatch.data import Images
 from smallbatch.errors import ConfigError, one_line
-from smallbatch.files import replacing
+from smallbatch.files import add_checksum, checksum_fits, replacing
 from smallbatch.machine import provenance
 from smallbatch.run import Run
-from smallbatch.store import Row
+from smallbatch.store import DamagedRun, Row
 from smallbatch.training.module import ImageData, SmallBatch
 from smallbatch.training.score import score
 
@@ -34,19 +38,45 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 class KeepRun(Checkpoint):
     """After every epoch but the last: save the run, write its rows; `follow` gets the rows of all epochs.
 
-    A Lightning `Checkpoint`, since those come after the module's own end of the epoch.
+    A Lightning `Checkpoint`, since those come after the module's own end of the epoch. `say` hears if what the first
+    one holds could never be loaded again: then there are none.
     """
 
-    def __init__(self, path: Path, follow: Callable[[list[Row]], None]) -> None:
-        self.path, self.follow = path, follow
+    def __init__(self, path: Path, follow: Callable[[list[Row]], None], say: Callable[[str], None]) -> None:
+        self.path, self.follow, self.say = path, follow, say
+        self.loads: bool | None = None  # not tried yet
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, SmallBatch)
+        if not module.ended and self.loads is not False:
+            file = self.path / store.CHECKPOINT
+            _save(trainer, file)
+            if self.loads is None:
+                self.loads = self._try_to_load(file, module.run)
         if not module.ended:
-            with replacing(self.path / store.CHECKPOINT) as temporary:
-                trainer.save_checkpoint(temporary)
             store.write_rows(self.path, module.rows)
         self.follow(module.rows)
+
+    def _try_to_load(self, file: Path, run: Run) -> bool:
+        try:
+            torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # an UnpicklingError, if not a user's own
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"a {found[1]}" if found else one_line(error)
+            self.say(
+                f"{run.label}: its checkpoint cannot be loaded again, for it holds {what}, which is no tensor, number "
+                "or text; so it has none, and if it is cut off it starts again"
+            )
+            file.unlink()
+            return False
+        return True
+
+
+def _save(trainer: pl.Trainer, path: Path, weights_only: bool = False) -> None:
+    """Save a checkpoint with a checksum behind its end, in one step."""
+    with replacing(path) as temporary:
+        trainer.save_checkpoint(temporary, weights_only)
+        add_checksum(temporary)
 
 
 def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
@@ -133,8 +163,24 @@ def check_ended(module: SmallBatch) -> None:
 
 def save_weights(module: SmallBatch, path: Path) -> None:
     """Keep the trained network in a run folder, for `smallbatch.load` or `SmallBatch.load_from_checkpoint`."""
-    with replacing(path / store.WEIGHTS) as temporary:
-        module.trainer.save_checkpoint(temporary, weights_only=True)
+    _save(module.trainer, path / store.WEIGHTS, weights_only=True)
+
+
+def load_checked(file: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU. Raises DamagedRun; one without our checksum has the CRCs of its parts."""
+    try:
+        fits = checksum_fits(file)
+        if fits is None:  # of an older version, or Lightning's own
+            with zipfile.ZipFile(file) as archive:
+                fits = archive.testzip() is None
+        if not fits:
+            raise DamagedRun(f"{file}: does not match its checksum")
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state
+    except DamagedRun:
+        raise
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise DamagedRun(f"{file}: cannot be read ({type(error).__name__})") from None
 
 
 def usable_checkpoint(path: Path, module: SmallBatch, say: Callable[[str], None]) -> Path | None:
@@ -143,17 +189,28 @@ def usable_checkpoint(path: Path, module: SmallBatch, say: Callable[[str], None]
     if not file.exists():
         return None
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = load_checked(file)
         if state["smallbatch"]["key"] != module.run.key:
-            say(f"{file}: is of another run; starting from the first epoch")
-        elif state["state_dict"].keys() != module.state_dict().keys():
-            say(f"{file}: is of a network with other layers; starting from the first epoch")
-        else:
-            return file
-    except Exception as error:  # torch raises many kinds for a damaged file
-        say(f"{file}: cannot be read ({type(error).__name__}); starting from the first epoch")
+            raise DamagedRun(f"{file}: is of another run")
+        if not _fit_together(state["state_dict"], module.state_dict()):
+            raise DamagedRun(f"{file}: is of a network with other layers")
+        return file
+    except DamagedRun as damage:
+        say(f"{damage}; starting from the first epoch")
+    except (KeyError, TypeError, AttributeError):
+        say(f"{file}: is no checkpoint of ours; starting from the first epoch")
     file.unlink()
     return None
+
+
+def _fit_together(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states have tensors of the same names and shapes; a lazy layer has no shape yet."""
+
+    def shape(value: Any) -> Any:
+        return value.shape if isinstance(value, Tensor) and not is_lazy(value) else None
+
+    shapes = [(shape(one[name]), shape(other[name])) for name in one.keys() & other.keys()]
+    return one.keys() == other.keys() and all(a == b for a, b in shapes if None not in (a, b))
 
 
 def result(run: Run, images: Images, rows: list[Row], status: str, cfg: DictConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from smallbatch import lock, store
 from smallbatch.config import is_trial
 from smallbatch.errors import ConfigError
+from smallbatch.files import write_text
 from smallbatch.run import make_run
 from smallbatch.store import Record
 
@@ -64,7 +65,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
 
         # Lightning trains. After each epoch the checkpoint and the rows are saved, and W&B gets the rows.
         with live.followed(run, path, cfg, say) as follow:
-            settings["callbacks"].append(fit.KeepRun(path, follow))
+            settings["callbacks"].append(fit.KeepRun(path, follow, say))
             module, error = None, ""
             try:
                 module = SmallBatch(run, *images.sizes)
@@ -73,7 +74,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
                     fit.check_ended(module)
             except Exception as caught:  # a user's network may raise what it likes: its run has failed, that is all
                 error = f"{type(caught).__name__}: {caught}".splitlines()[0]
-                (path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                write_text(path / store.TRACEBACK, traceback.format_exc())
 
             # The record: weights, rows, result. From then on the run is done, unless it failed.
             rows = module.rows if module else []

@@ -16,11 +16,13 @@ if __name__ == "__main__":
 
 import gzip
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from smallbatch import cli, lock, store
 from smallbatch.errors import ConfigError
-from smallbatch.files import kind, replacing
+from smallbatch.files import disk_error, kind, replacing
 from smallbatch.record import DamagedRun, Record, is_export, read_export
 
 TAKE_A_PATH = {"export": "runs.jsonl.gz", "import": "runs.jsonl.gz", "merge": "other/outputs/runs"}
@@ -85,11 +87,13 @@ def check(folders: Path) -> None:
 def export(file: Path, records: list[Record]) -> None:
     """Write runs to a file, in one step; the same runs give the same file. Raises ConfigError for what is no export."""
     data = store.export(records).encode()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        if kind(file) and not is_export(file):
-            raise ConfigError(f"{file}: is no export of runs, and is not replaced; name another file")
-        temporary.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)  # no time stamp inside
+    with _disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            if kind(file) and not is_export(file):
+                raise ConfigError(f"{file}: is no export of runs, and is not replaced; name another file")
+            # No time stamp inside.
+            temporary.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
     print(f"{len(records)} runs → {file}")
 
 
@@ -105,7 +109,8 @@ def add(file: Path, folders: Path) -> None:
     if len(done) < len(records):
         print(f"{len(records) - len(done)} failed runs are left out")
     new, there, others = _sort(done, folders)
-    added = store.add(folders, *new)
+    with _disk_errors(folders):
+        added = store.add(folders, *new)
     print(f"{added} runs added to {folders}, {len(there) + len(others)} were there already")
     _say_busy(len(new) - added)
     for record in others[:MOST_NAMED]:
@@ -122,7 +127,8 @@ def merge(other: Path, folders: Path) -> None:
         raise ConfigError(f"{other}: is this store itself; say store=… for another")
     records = list(store.ended(other).values())
     new, there, refused = _sort(records, folders)
-    added = store.add(folders, *new, source=other)
+    with _disk_errors(folders):
+        added = store.add(folders, *new, source=other)
     print(f"{added} runs added to {folders}, {len(there)} were there already, {len(refused)} refused")
     _say_busy(len(new) - added)
     for record in refused:
@@ -138,6 +144,15 @@ def _sort(records: list[Record], folders: Path) -> tuple[list[Record], list[Reco
         mine = store.done(store.folder(folders, record.run))
         sorted_[0 if mine is None else 1 if mine.outcome() == record.outcome() else 2].append(record)
     return sorted_
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """What a disk refuses at a path, as a ConfigError; its own error names temporary files, or none."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(OSError(error.errno, error.strerror), path) from None
 
 
 def _say_busy(count: int) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from smallbatch import lock, store
 from smallbatch.config import Norm, Schedule
-from smallbatch.files import replacing, write_text
+from smallbatch.errors import ConfigError
+from smallbatch.files import kind, replacing, write_text
 from smallbatch.run import Run
 from smallbatch.store import DamagedRun
 
@@ -199,3 +200,39 @@ def test_a_write_that_succeeds_leaves_the_new_content_and_nothing_else(tmp_path)
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", ["link", "folder", "pipe or device"])
+def test_only_a_file_is_replaced(tmp_path, there):
+    path, other = tmp_path / "file", tmp_path / "other"
+    other.write_text("x")
+    {"link": lambda: path.symlink_to(other), "folder": path.mkdir, "pipe or device": lambda: os.mkfifo(path)}[there]()
+    with pytest.raises(ConfigError, match=f"is a {there}, no file"):
+        write_text(path, "new")
+    assert kind(path) == there
+    assert other.read_text() == "x"
+    assert sorted(tmp_path.iterdir()) == [path, other]
+
+
+# --- training again
+
+
+def test_an_ended_run_that_was_put_aside_outlives_damage_to_the_one_that_was_to_replace_it(tmp_path):
+    path = write(tmp_path)
+    store.begin(path, make(), afresh=True)
+    store.write_result(path, make(), rows(1.0), RESULT)
+    os.truncate(path / "result.json", 40)
+    store.begin(path, make(), afresh=False)
+    store.write_result(path, make(), [], RESULT | {"status": "failed", "score": None, "error": "no"})
+    assert store.conclude(path, failed=True)
+    assert exact(store.read(path)) == (make(), repr(rows(2.3, 1e-17, 0.1)), repr(RESULT))
+
+
+def test_what_was_half_written_goes_and_what_we_did_not_write_stays(tmp_path):
+    run = make()
+    path = tmp_path / run.key
+    path.mkdir()
+    for name in (".epochs.csv.ab1_.tmp", ".result.json.xy.tmp", "traceback.txt", ".notes.tmp", "notes", "epochs.csv"):
+        (path / name).write_text("x")
+    store.begin(path, run, afresh=False)
+    assert {file.name for file in path.iterdir()} == {".notes.tmp", "notes", "epochs.csv", "config.json"}

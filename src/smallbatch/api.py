@@ -80,7 +80,8 @@ def load(key: str, store: str | Path = STORE) -> Trained:
     from smallbatch.training.fit import load_checked
     from smallbatch.training.module import SmallBatch
 
-    load_checked(path / folders.WEIGHTS)
+    if load_checked(path / folders.WEIGHTS)["smallbatch"]["key"] != key:
+        raise folders.DamagedRun(f"{path / folders.WEIGHTS}: is of another run")
     if files := changed(record.run, record.result.get("code", {})):
         warnings.warn(f"{files} has changed since {record.run.label} ({path}) was trained", stacklevel=2)
     module = SmallBatch.load_from_checkpoint(path / folders.WEIGHTS, map_location="cpu", weights_only=True)

@@ -60,10 +60,6 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would shut out other users of a shared disk
         temporary.replace(path)
-    except OSError as error:
-        if error.errno and error.filename in (None, name):  # a full disk names none
-            error.filename = str(path)
-        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,7 +80,10 @@ def read_text(path: Path) -> str:
         raise OSError(errno.EINVAL, "is no file", str(path))
     if status.st_size > MOST_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-    return path.read_bytes().decode()
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}: is no UTF-8 from byte {error.start} on") from None
 
 
 def parse_json(text: str | bytes) -> Any:

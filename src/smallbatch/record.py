@@ -86,6 +86,16 @@ class _Data(_Part):
     augment: bool
 
 
+class _Config(_Part):
+    """What `Run` leaves open."""
+
+    model: _Named
+    data: _Data
+    optimizer: _Named
+    loss: _Named | None = None
+    stop: EarlyStopping | None = None
+
+
 class _Result(_Part):
     status: Literal["finished", "diverged", "failed"]
     score: _Share | None
@@ -103,10 +113,9 @@ class _Result(_Part):
 
     @model_validator(mode="after")
     def _whole(self) -> "_Result":
-        failed = self.status == "failed"
-        if (self.score is None) != failed:
-            raise ValueError(f"a run that is {self.status} has {'no' if failed else 'a'} score")
-        if failed and not self.error:
+        if self.score is None and self.status in ENDED:
+            raise ValueError(f"a run that is {self.status} has a score")
+        if self.score is None and not self.error:
             raise ValueError("a failed run says its error")
         return self
 
@@ -141,25 +150,19 @@ def make_record(config: Any, rows: list[Row], result: Any) -> Record:
     """A record of what was read, once it is checked. Raises ValueError, TypeError for names that no run has."""
     fits(_Result, result, "result")
     fits(Run, config, "config")
+    fits(_Config, config, "config")
     if config.get("protocol", 1) not in range(1, PROTOCOL + 1):
         raise ValueError(f"config.protocol: is {config['protocol']}, and this version knows 1 to {PROTOCOL}")
     run = Run.from_dict(config)
-    for name in ("model", "optimizer", "loss"):
-        fits(_Named, getattr(run, name), f"config.{name}")
-    fits(_Data, run.data, "config.data")
-    if run.stop is not None:
-        fits(EarlyStopping, run.stop, "config.stop")
     check_run(run)
     if run.batch_size > result.get("train_images", run.batch_size):
         raise ValueError("config.batch_size: is larger than result.train_images")
-    _check_rows(run, rows)
+    _check_rows(rows)
     return Record(run, rows, result)
 
 
-def _check_rows(run: Run, rows: list[Row]) -> None:
+def _check_rows(rows: list[Row]) -> None:
     """Raise ValueError for epochs that no run has."""
-    if len(rows) > run.epochs:
-        raise ValueError(f"epochs: {len(rows)} of {run.epochs}")
     for number, row in enumerate(rows, 1):
         for name, value in row.items():
             if not _possible(name, value) or (name == "epoch" and value != number):
@@ -237,6 +240,8 @@ def read_export(file: Path) -> tuple[list[Record], bool]:
                 raise DamagedRun(f"line {number}: another result of run {record.run.key} than an earlier line has")
             if lacks := _lacks(record):
                 raise DamagedRun(f"line {number}: lacks {lacks}")
+            if len(record.rows) > record.run.epochs:
+                raise DamagedRun(f"line {number}: has {len(record.rows)} epochs of {record.run.epochs}")
     if not records:
         raise DamagedRun("is empty")
     return list(records.values()), sealed

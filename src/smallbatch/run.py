@@ -162,7 +162,7 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
 
 def check_run(run: Run) -> None:
     """Raise ConfigError for a run of the right types whose values no config gives."""
-    _check(asdict(run), run.base_lr)
+    _check({**vars(run), "norm": vars(run.norm), "schedule": vars(run.schedule)}, run.base_lr)
     _check_names(run)
     if _bn_batch_size(run.bn_batch_size, run.batch_size, run.norm.kind) != run.bn_batch_size:
         raise ConfigError(f"bn_batch_size={run.bn_batch_size}: is written only where it differs from batch_size")

@@ -72,7 +72,7 @@ def write_result(path: Path, run: Run, rows: list[Row], result: dict[str, Any]) 
 def read(path: Path) -> Record | None:
     """The verified record in a run folder, None if the run has not ended. Raises DamagedRun."""
     try:
-        sealed = parse_json(read_text(path / "result.json"))
+        sealed = _load(path / "result.json")
     except FileNotFoundError:
         if names := [name for name in _strangers(path) if name in (*FILES, *FOLDERS)]:
             raise DamagedRun(f"{path}: {', '.join(names)} is not what we wrote") from None
@@ -82,7 +82,7 @@ def read(path: Path) -> Record | None:
     try:
         seal = sealed["sha256"]
         result = {name: value for name, value in sealed.items() if name != "sha256"}
-        config = parse_json(read_text(path / "config.json"))
+        config = _load(path / "config.json")
         text = read_text(path / "epochs.csv")
         rows = [make_row(row) for row in csv.DictReader(io.StringIO(text), strict=True)]
         if seal != _seal(config, text, result):
@@ -93,6 +93,13 @@ def read(path: Path) -> Record | None:
     if record.run.key != path.name:
         raise DamagedRun(f"{path}: holds the config of run {record.run.key}")
     return record
+
+
+def _load(file: Path) -> dict[str, Any]:
+    loaded = parse_json(read_text(file))
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{file.name}: is no JSON object")
+    return loaded
 
 
 def _unreadable(path: Path, error: BaseException) -> DamagedRun:

@@ -161,6 +161,12 @@ def test_the_network_is_kept_where_asked_for_and_else_one_line_says_how(now, tmp
         smallbatch.load(other.run.key, tmp_path / "runs")
     with pytest.raises(ConfigError, match="no ended run"):
         smallbatch.load("0" * 16, tmp_path / "runs")
+    file = store.folder(tmp_path / "runs", record.run) / store.WEIGHTS
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(store.DamagedRun, match="does not match its checksum"):
+        smallbatch.load(record.run.key, tmp_path / "runs")
 
 
 @pytest.fixture

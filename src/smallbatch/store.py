@@ -74,8 +74,8 @@ def read(path: Path) -> Record | None:
     try:
         sealed = _load(path / "result.json")
     except FileNotFoundError:
-        if names := [name for name in _strangers(path) if name in (*FILES, *FOLDERS)]:
-            raise DamagedRun(f"{path}: {', '.join(names)} is not what we wrote") from None
+        if names := {*_strangers(path)} & {*FILES, *FOLDERS}:
+            raise DamagedRun(f"{path}: {', '.join(sorted(names))} is not what we wrote") from None
         return None
     except DAMAGE as error:
         raise _unreadable(path, error) from None
@@ -225,12 +225,14 @@ def refuse(path: Path, overwrite: bool) -> None:
 
 def _strangers(path: Path) -> list[str]:
     """The names in a run folder of what we did not write."""
-    return sorted(file.name for file in (path.iterdir() if kind(path) == "folder" else ()) if not _is_ours(file))
+    return sorted(file.name for file in path.glob("*") if not _is_ours(file))
 
 
 def _is_ours(file: Path) -> bool:
-    name, there = file.name, kind(file)
-    return there == "folder" if name in FOLDERS else there == "file" and (name in FILES or _is_half_written(file))
+    """Whether we wrote a file or folder, or it has gone meanwhile."""
+    if file.name in FOLDERS:
+        return kind(file) in ("folder", None)
+    return kind(file) in ("file", None) and (file.name in FILES or _is_half_written(file))
 
 
 def _is_half_written(file: Path) -> bool:
@@ -298,11 +300,9 @@ def _put_away(path: Path) -> None:
 
 def _remove(file: Path) -> None:
     """Remove what we wrote; what else has its name stays."""
-    if not _is_ours(file):
-        return
-    if file.name in FOLDERS:
+    if _is_ours(file) and file.name in FOLDERS and file.exists():
         shutil.rmtree(file)
-    else:
+    elif _is_ours(file) and file.name not in FOLDERS:
         file.unlink(missing_ok=True)
 
 

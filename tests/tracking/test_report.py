@@ -117,7 +117,8 @@ def folder(records, root, tmp_path_factory):
         path.mkdir(parents=True)
         store.write_result(path, record.run, record.rows, record.result)
         group = "fig01 smoke" if 0 < place < len(records) else "elsewhere"
-        (path / NOTE).write_text(json.dumps({"group": group}))
+        note = {"project": "smallbatch", "entity": None, "group": group, "tags": [], "notes": None}
+        (path / NOTE).write_text(json.dumps(note | {"rows": len(record.rows), "sha256": None, "offline": None}))
     return folder
 
 

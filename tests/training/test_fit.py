@@ -428,7 +428,7 @@ def now(cfg):
 
 
 def snapshot(folder: Path):
-    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if p.parent.name != ".locks"}
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if ".locks" not in p.parts}
 
 
 def test_a_finished_run_is_skipped_and_untouched(config, tmp_path):

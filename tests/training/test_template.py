@@ -77,7 +77,7 @@ def test_callbacks_and_loggers_change_no_number_and_write_below_the_run(now, tmp
     ("words", "groups", "message"),
     [
         (["trainer.max_epochs=3"], {}, "trainer.max_epochs: use epochs"),
-        (["trainer.devices=2"], {}, "trainer.devices: a run has one device"),
+        (["trainer.num_nodes=2"], {}, "trainer.num_nodes: use trainer.devices"),
         ([], {"callbacks": {"mine": {"_target_": "nowhere.Mine"}}}, "callbacks.mine: "),
         ([], {"callbacks": {"mine": {"_target_": "collections.OrderedDict"}}}, "callbacks.mine: is no callback"),
         ([], {"logger": {"_target_": "nowhere.Mine"}}, "logger._target_=nowhere.Mine: cannot be imported"),

@@ -92,27 +92,6 @@ def _save(trainer: pl.Trainer, path: Path, weights_only: bool = False) -> None:
         trainer.save_checkpoint(temporary, weights_only)
         add_checksum(temporary)
 
-    def _try_to_load(self, file: Path, run: Run) -> bool:
-        try:
-            torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # an UnpicklingError, if not a user's own
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            what = f"a {found[1]}" if found else one_line(error)
-            self.say(
-                f"{run.label}: its checkpoint cannot be loaded again, for it holds {what}, which is no tensor, number "
-                "or text; so it has none, and if it is cut off it starts again"
-            )
-            file.unlink()
-            return False
-        return True
-
-
-def _save(trainer: pl.Trainer, path: Path, weights_only: bool = False) -> None:
-    """Save a checkpoint with a checksum behind its end, in one step."""
-    with replacing(path) as temporary:
-        trainer.save_checkpoint(temporary, weights_only)
-        add_checksum(temporary)
-
 
 def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
     """What the config says to Lightning's Trainer, beside the run itself; its files go below `folder`.

@@ -7,14 +7,15 @@ set -euo pipefail
 act=${1:?up or down} folder=$(mkdir -p "${2:?a folder}" && cd "$2" && pwd)
 root=$folder/root lib=$folder/root/usr/lib/x86_64-linux-gnu
 packages="slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libmunge2 libhwloc15 liblua5.1-0"
-running() { [ -f "$folder/$1.pid" ] && kill -0 "$(cat "$folder/$1.pid")" 2> /dev/null; }
+pid() { cat "$folder/$1.pid" 2> /dev/null; }
+running() { kill -0 "$(pid "$1")" 2> /dev/null; }
 
 if [ "$act" = down ]; then
   . "$folder/env.sh"
   scontrol shutdown 2> /dev/null || true
   for daemon in slurmd-n1 slurmd-n2 slurmctld munged; do
     for _ in $(seq 80); do running $daemon && [ $daemon != munged ] || break; sleep 0.1; done
-    if running $daemon; then kill "$(cat "$folder/$daemon.pid")"; fi
+    kill "$(pid $daemon)" 2> /dev/null || true
     while running $daemon; do sleep 0.1; done
   done
   exit 0

@@ -265,7 +265,8 @@ class SmallBatch(pl.LightningModule):
         return hits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["smallbatch"] = {"rows": self.rows, "updates": self.updates, "key": self.run.key}
+        known = {"rows": self.rows, "updates": self.updates, "key": self.run.key}
+        checkpoint["smallbatch"] = known | {"checksum": True}  # there is one behind the end of a run folder's files
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):  # what a picture needs before the network takes it
             checkpoint["smallbatch"]["pixels"] = [data.images.mean.tolist(), data.images.std.tolist()]

@@ -311,12 +311,12 @@ def test_overwriting_a_folder_with_what_is_not_ours_is_refused_with_the_names(co
     (path / ".hidden").write_text("x")
     (tmp_path / "important").write_text("x")
     (path / "traceback.txt").symlink_to(tmp_path / "important")
-    before = snapshot(tmp_path)
+    before = snapshot(path)
     assert now(cfg)[1]
     cfg.overwrite = True
     with pytest.raises(store.NotOurs, match=r"remove \.hidden, my plots, notes\.txt, traceback\.txt, which we did not"):
         now(cfg)
-    assert snapshot(tmp_path) == before
+    assert snapshot(path) == before
 
 
 @pytest.mark.parametrize("ended", [False, True])

@@ -79,10 +79,12 @@ Contender = Callable[[Grid, int, Path], Measured]
 def peers(_: Path, rounds: int, small: bool = False) -> None:
     """Measure everybody in turns, and print tables; `small`: a grid that shows no more than that it works."""
     from smallbatch.machine import processes
+    from smallbatch.powers import format_power
 
     with tempfile.TemporaryDirectory() as temporary:
         grid, what = _grid(HERE.parent / "data", Path(temporary), small)
-        print(f"Peers: {what}; {len(SIZES) * len(RATES)} runs, m × η̃ = {SIZES} × {RATES}", flush=True)
+        rates = ", ".join(map(format_power, RATES))
+        print(f"Peers: {what}; m = {', '.join(map(str, SIZES))}, each at η̃ = {rates}", flush=True)
         part = Grid(grid.words, 1, grid.images, RATES[:1])
         tried = {workers: _template(workers)(part, 0, _new(temporary)).wall for workers in (0, 1, 2)}
         best = min(tried, key=lambda workers: tried[workers])
@@ -126,7 +128,7 @@ def _grid(root: Path, folder: Path, small: bool) -> tuple[Grid, str]:
         arrays[f"{name}_labels"] = split.labels[split.index]
     np.savez(folder / "images.npz", allow_pickle=False, **arrays)
     name = "CIFAR-10" if real else "scikit-learn's digits (data/ has no cifar10.npz)"
-    what = f"AlexNet, {name}, {train:,} training images, cropped and flipped, {test:,} test images, {epochs} epochs"
+    what = f"AlexNet, {name}, {train:,} training images, cropped and flipped, {test:,} test images, epochs: {epochs}"
     return Grid(words, epochs, folder / "images.npz"), what
 
 

@@ -79,7 +79,7 @@ class Ranks:
         if self.world == 1:
             return
         tensors = _tensors(network)
-        sums = gather(torch.stack([tensor.double().sum() for tensor in tensors.values()]))
+        sums = gather(torch.stack([tensor.double().sum() for tensor in tensors.values()])).nan_to_num()
         for name, same in zip(tensors, (sums == sums[0]).all(0).tolist(), strict=True):
             if not same:
                 raise RankError(

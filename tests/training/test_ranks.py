@@ -164,6 +164,9 @@ def unchecked() -> None:
 
 def test_a_killed_rank_ends_the_run_which_goes_on_as_if_nothing_had_been(now, tmp_path):
     whole, (expected, _) = now(2, *NORMS["across ranks"])
+    (idle,) = forked(1)._processes.values()
+    idle.kill()  # of which the next run takes no notice
+    idle.join()
     words = [*NORMS["across ranks"], f"store={tmp_path}/again"]
     begin = time.monotonic()
     record, _ = now(2, *words, kind=Dying)

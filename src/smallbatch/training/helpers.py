@@ -22,11 +22,11 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
+from smallbatch import signals
 from smallbatch.data import load_images
 from smallbatch.errors import one_line
 from smallbatch.ranks import ALONE, RankError, Ranks, accelerator
 from smallbatch.run import Run
-from smallbatch.signals import end_with
 from smallbatch.training import fit
 from smallbatch.training.module import SmallBatch
 
@@ -52,8 +52,7 @@ def together(cfg: DictConfig, run: Run, checkpoint: Path | None) -> Iterator[Ran
     on_cards = accelerator(cfg) == "gpu"
     me, *others = (Ranks(rank, world, f"cuda:{rank}" if on_cards else "cpu") for rank in range(world))
     with tempfile.TemporaryDirectory() as folder:
-        place = (os.getcwd(), sys.path, folder)
-        helpers = [_pool(len(others)).submit(_help, told, run, checkpoint, other, *place) for other in others]
+        helpers = _submit(others, told, run, checkpoint, os.getcwd(), sys.path, folder)
         try:
             _join(me, folder, helpers)
             yield me
@@ -72,8 +71,16 @@ def together(cfg: DictConfig, run: Run, checkpoint: Path | None) -> Iterator[Ran
             _leave()
 
 
+def _submit(others: list[Ranks], *told: Any) -> list["Future[None]"]:
+    try:
+        return [_pool(len(others)).submit(_help, other, *told) for other in others]
+    except BrokenExecutor:  # a helper was killed while it waited
+        _pool.cache_clear()
+        return [_pool(len(others)).submit(_help, other, *told) for other in others]
+
+
 def _help(
-    told: dict[str, Any], run: Run, checkpoint: Path | None, ranks: Ranks, where: str, path: list[str], folder: str
+    ranks: Ranks, told: dict[str, Any], run: Run, checkpoint: Path | None, where: str, path: list[str], folder: str
 ) -> None:
     """Train a run as one of its ranks, in a process of loky's."""
     os.chdir(where)
@@ -138,12 +145,13 @@ def _is_loss(error: BaseException) -> bool:
 
 @cache
 def _pool(count: int) -> Any:
-    """Processes for so many helpers, which end with this one and leave Ctrl-C to it."""
+    """Processes for so many helpers, which end with this one and leave signals to it."""
     from joblib.externals.loky import ProcessPoolExecutor  # takes a moment
 
-    return ProcessPoolExecutor(count, timeout=IDLE, initializer=_follow)
+    return ProcessPoolExecutor(count, timeout=IDLE, initializer=_follow, initargs=(os.getpid(),))
 
 
-def _follow() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(os.getppid())
+def _follow(parent: int) -> None:
+    for number in signals.ASKS:
+        signal.signal(number, signal.SIG_IGN)
+    signals.end_with(parent)

@@ -132,15 +132,17 @@ def test_a_checkpoint_is_all_that_loading_needs(parts, tmp_path):
     assert (logits.argmax(1).numpy() == labels).mean() == pytest.approx(last["test_accuracy"])
 
 
-def test_a_plain_trainer_resumes(parts, tmp_path):
-    _, whole, data = parts("norm=batch", "data.augment=true")
-    plain().fit(whole, data)
-    _, half, data = parts("norm=batch", "data.augment=true")
-    first = plain(max_epochs=1)
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_a_plain_trainer_resumes(parts, tmp_path, precision):
+    words = ["norm=batch", "data.augment=true", f"precision={precision}"]
+    _, whole, data = parts(*words)
+    plain(precision=precision).fit(whole, data)
+    _, half, data = parts(*words)
+    first = plain(precision=precision, max_epochs=1)
     first.fit(half, data)
     first.save_checkpoint(tmp_path / "half.ckpt")
-    _, rest, data = parts("norm=batch", "data.augment=true")
-    plain().fit(rest, data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    _, rest, data = parts(*words)
+    plain(precision=precision).fit(rest, data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert computed(rest.rows) == computed(whole.rows)
 
 

@@ -72,9 +72,7 @@ class SmallBatch(pl.LightningModule):
         self.save_hyperparameters({"run": self.run.to_dict(), **sizes})
         self.automatic_optimization = False
         self.classes = classes
-        self.weights_dtype = torch.float64 if self.run.precision == "64-true" else torch.float32
-        # Before Lightning does so, which loads a checkpoint first: a resumed run would go on from rounded weights.
-        self.network = build(self.run, channels, classes).to(self.weights_dtype)
+        self.network = build(self.run, channels, classes)
         self.loss = make_loss(self.run)
         self.loss_of_each: Any = copy.deepcopy(
             self.loss
@@ -119,10 +117,11 @@ class SmallBatch(pl.LightningModule):
                 raise ConfigError("lazy layers take their shape from the data: give the Trainer an ImageData")
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(self.run.seed)
-                shape = next(iter(data.val_dataloader()))[0].shape[1:]
-                self.network.eval()(torch.zeros(1, *shape, dtype=self.weights_dtype))
+                self.network.eval()(torch.zeros(1, *next(iter(data.val_dataloader()))[0].shape[1:]))
                 self.network.train()
         self.network.to(memory_format=torch.channels_last)
+        if self.trainer.precision == "64-true":  # as Lightning does, but before a checkpoint is loaded and rounded
+            self.network.double()
         for layer in self.network.modules():
             if isinstance(layer, GhostBatchNorm):
                 layer.ranks = self.ranks

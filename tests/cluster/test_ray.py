@@ -76,8 +76,7 @@ class Cluster:
 def cluster(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("elsewhere"))
     yield cluster
-    cluster.process.stdin.close()
-    cluster.process.wait(60)
+    cluster.process.communicate(timeout=60)  # closes its input, which ends it
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +179,6 @@ def test_a_killed_worker_and_a_killed_node_cost_nothing_but_time_and_no_bit(star
     code, output, errors = end(driver)
     assert code == 0, errors
     assert all(line.startswith("ray: ") for line in errors.splitlines()), errors
-    print(errors)
     assert output.splitlines()[-1] == "4 finished"
     assert rows(tmp_path) == expected
 

@@ -1,6 +1,7 @@
 """Jobs as tasks of a Ray cluster: joined or started, quiet, with what a run needs, and ended by Ctrl-C."""
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -29,6 +30,7 @@ def join(address: str) -> None:
     ray._private.worker.print_to_stdstream = _say  # nothing public keeps Ray from printing at length
     own: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE}
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         _knock(address)
         ray.init(
@@ -40,6 +42,7 @@ def join(address: str) -> None:
         )
     except Exception as error:  # Ray has many kinds for a cluster that is not there or is of another version
         raise ConfigError(f"hydra/launcher=ray: no cluster at {address}: {one_line(error)}") from None
+    signal.signal(signal.SIGTERM, on_term)  # Ray put its own in the place
 
 
 def _say(data: dict[str, Any], **settings: Any) -> None:

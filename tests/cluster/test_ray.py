@@ -183,15 +183,21 @@ def test_a_killed_worker_and_a_killed_node_cost_nothing_but_time_and_no_bit(star
     assert rows(tmp_path) == expected
 
 
-@pytest.mark.parametrize("joined", [True, False], ids=["joined", "own"])
-def test_ctrl_c_ends_the_tasks_and_a_cluster_of_our_own_alone(start, cluster, tmp_path, joined):
+@pytest.mark.parametrize(
+    ("joined", "what", "status"),
+    [(True, signal.SIGINT, 130), (False, signal.SIGINT, 130), (False, signal.SIGTERM, 143)],
+)
+def test_a_signal_ends_the_tasks_and_a_cluster_of_our_own_alone(start, cluster, tmp_path, joined, what, status):
     address = [f"hydra.launcher.address={cluster.address}"] if joined else []
     driver = start(tmp_path, "batch_size=2", "epochs=500", "hydra/launcher=ray", *address)
     ((path, process),) = until(lambda: training(tmp_path)).items()
     node = parent(process)
-    os.killpg(driver.pid, signal.SIGINT)
+    if what == signal.SIGINT:
+        os.killpg(driver.pid, what)  # as a terminal sends it
+    else:
+        driver.send_signal(what)
     code, output, errors = end(driver)
-    assert code == 130, errors
+    assert code == status, errors
     assert "Traceback" not in output + errors
     assert errors.splitlines()[-1] == "interrupted: the same command goes on from here"
     until(lambda: not lock.holder(path), 10)

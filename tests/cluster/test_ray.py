@@ -9,17 +9,23 @@ import sys
 import time
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.test_utils.launcher_common_tests import LauncherTestSuite
+from packaging.version import Version
 
 from smallbatch import lock, store
 
+# A token of the tests' own: Ray would write one to the home folder. It reads these when it is imported.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 pytestmark = [pytest.mark.cluster, pytest.mark.trains]
+Plugins.instance()  # found now, since after each of Hydra's tests only what was known before it is known
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ["data.train_size=64", "data.test_size=40", "machine.accelerator=cpu", "base_lr=1/4096"]
-# A token of the tests' own: Ray would write one to the home folder. Its processes read these when they start.
-RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
 # A cluster of a node with one processor; each line of input adds such a node, or with a number kills that one's raylet.
 CLUSTER = """
 import sys
@@ -55,7 +61,7 @@ class Cluster:
     """A cluster in a process of its own, so that its settings are not this one's."""
 
     def __init__(self, folder: Path) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | RAY
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER], cwd=folder, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -92,7 +98,7 @@ def start(root):
     (root / "deadly.py").write_text(DEADLY)
 
     def popen(folder: Path, *words: str) -> subprocess.Popen[str]:
-        environment = os.environ | RAY | {"PYTHONPATH": str(root)}
+        environment = os.environ | {"PYTHONPATH": str(root)}
         command = [sys.executable, REPOSITORY / "src/train.py", "-m", *words, *SMALL, f"data.root={root}"]
         return subprocess.Popen(
             command, cwd=folder, env=environment, text=True, start_new_session=True,
@@ -249,6 +255,21 @@ ray_tasks.join("{cluster.address}")
 ray_tasks.os.getcwd = lambda: "/nonexistent"
 ray_tasks.run_all(print, [()], num_cpus=1)
 """
-    asked = subprocess.run([sys.executable, "-c", script], env=os.environ | RAY, text=True, capture_output=True)
+    asked = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
     why = "hydra/launcher=ray: [Errno 2] No such file or directory: '/nonexistent'"
     assert f"ConfigError: {why}; all machines need the same paths as this one" in asked.stderr
+
+
+@pytest.fixture
+def _as_hydras_own_tests_expect(monkeypatch):
+    GlobalHydra.instance().clear()
+    if hydra.__version__.startswith("1.3"):  # later ones have one behaviour
+        monkeypatch.setattr(hydra.version.VersionBase.instance(), "version_base", Version("1.1"))
+    yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.usefixtures("_as_hydras_own_tests_expect")
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("ray", [])])
+class TestLauncher(LauncherTestSuite):
+    """Hydra's own."""

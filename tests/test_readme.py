@@ -72,6 +72,7 @@ def test_it_is_short_and_its_links_lead_somewhere():
         "conf",
         "outputs",
         "tests",
+        "src/hydra_plugins",
         "src/smallbatch/claims",
         "outputs/reference",
         "outputs/reference/fig01-pilot",

@@ -72,7 +72,7 @@ report: setup
 	@$(BIN)/python src/report.py figure=fig02 scale=smoke seeds=5 --source store
 
 # Figures with verdicts on real images; needs the data, to know them.
-REFERENCE := fig01 fig02 fig04
+REFERENCE := fig01 fig02 fig04 fig06
 reference: setup
 	$(BIN)/python src/runs.py import outputs/reference/pool/runs.jsonl.gz store=outputs/reference-runs
 	for figure in $(REFERENCE); do \

@@ -35,7 +35,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 SIZES = (2, 8, 32, 128)
-RATES = (2.0**-12, 2.0**-11)  # nothing diverges, and every m learns something
+RATES = (2.0**-13, 2.0**-12)  # at 2^-11 AlexNet at m = 128 diverges, and our run would end early
 PERIOD = 0.5  # seconds between looks at the memory
 OURS = "this package"
 
@@ -147,6 +147,8 @@ def _ours(grid: Grid, seed: int, folder: Path) -> Measured:
         when = (folder / "runs" / key / "result.json").stat().st_mtime
         accuracy, seconds = record.rows[-1]["test_accuracy"], record.result["seconds"]
         runs[record.run.batch_size, record.run.base_lr] = (accuracy, when - seconds, when)
+    if len(runs) < len(SIZES) * len(grid.rates):
+        raise RuntimeError(f"of this package's runs {len(runs)} finished; those that diverge end early: lower RATES")
     return Measured(*spent, runs)
 
 

@@ -4,6 +4,7 @@ import errno
 import io
 import multiprocessing
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from train import main
 
 pytestmark = pytest.mark.trains
 
+SOURCE = Path(__file__).parents[2] / "src"
 FORK = multiprocessing.get_context("forkserver")
 SMALL = ["data.train_size=64", "data.test_size=40", "machine.accelerator=cpu", "base_lr=1/4096"]
 RESULT = {"status": "finished", "score": 0.5, "seconds": 1.0}
@@ -152,6 +154,39 @@ def test_of_three_equal_grids_one_is_killed_and_the_others_train_each_run_once(g
     for path, record in store.read_all(tmp_path / "runs"):
         assert sorted(file.name for file in path.iterdir()) == ["config.json", "epochs.csv", "result.json"]
         assert len(record.rows) == 12
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("killed", [0, 1], ids=["here", "elsewhere"])
+def test_so_it_is_between_machines_of_one_disk(grid, tmp_path, killed):
+    """The second command has a host name and process numbers of its own, as on another machine or in a container."""
+    elsewhere = ["unshare", "-u", "-p", "-f", "--kill-child", "--mount-proc"]
+    try:
+        subprocess.run([*elsewhere, "hostname", "elsewhere"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this system gives no host name and process numbers of their own to who is not root")
+    name = [platform.node(), "elsewhere", platform.node()]
+    renamed = [*elsewhere, "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+    path = os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])
+    with ExitStack() as stack:
+
+        def begin(which: int):
+            code = f"import test_sweep as t; t._child({grid('epochs=8')}, t.trained, '{which}')"
+            command = [*(renamed if which == 1 else []), sys.executable, "-c", code]
+            process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, start_new_session=True)
+            stack.callback(process.kill)
+            return process
+
+        first = begin(killed)
+        until(lambda: list((tmp_path / "runs").glob("*/epochs.csv")))
+        os.killpg(first.pid, signal.SIGSTOP)  # while it has a run, which stays its own
+        others = {which: begin(which) for which in {0, 1, 2} - {killed}}
+        until(lambda: any(f"on {name[killed]} since" in said(tmp_path, str(which)) for which in others))
+        first.kill()
+        assert [process.wait(120) for process in others.values()] == [0, 0]
+    by = dict(line.split() for line in (tmp_path / "trained").read_text().splitlines())
+    assert len(by) == len((tmp_path / "trained").read_text().splitlines()) == 2
+    assert str(killed) not in by.values()
 
 
 def test_a_grid_waits_for_a_run_in_training_elsewhere_and_takes_it_over(grid, tmp_path):

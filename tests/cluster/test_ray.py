@@ -248,15 +248,16 @@ def test_what_fails_everywhere_is_one_line_with_the_cause(start, cluster, tmp_pa
     assert deadly.startswith("the launcher broke off: The worker died unexpectedly")
 
 
-def test_a_machine_without_our_folders_is_told(cluster):
+def test_a_machine_without_our_folders_is_told(cluster, tmp_path):
+    missing = tmp_path / "missing"
     script = f"""
 from hydra_plugins import _ray_tasks as ray_tasks
 ray_tasks.join("{cluster.address}")
-ray_tasks.os.getcwd = lambda: "/nonexistent"
+ray_tasks.os.getcwd = lambda: "{missing}"
 ray_tasks.run_all(print, [()], num_cpus=1)
 """
     asked = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
-    why = "hydra/launcher=ray: [Errno 2] No such file or directory: '/nonexistent'"
+    why = f"hydra/launcher=ray: [Errno 2] No such file or directory: '{missing}'"
     assert f"ConfigError: {why}; all machines need the same paths as this one" in asked.stderr
 
 

@@ -17,16 +17,22 @@ CHECKS = 1  # raised by one whenever more is looked at in a source, so that each
 def recall(root: Path, source: Path, stamp: dict[str, Any]) -> dict[str, Any] | None:
     """What was found in a source, unless it has changed, as its stamp says, or less was looked at then."""
     try:
-        known: dict[str, Any] = json.loads(_note(root, source).read_text(encoding="utf-8"))
-        return known if known["stamp"] == stamp and known["checks"] == CHECKS else None
-    except (OSError, ValueError, KeyError, TypeError):
+        digest, text = _note(root, source).read_text(encoding="utf-8").split("\n")
+        known: dict[str, Any] = json.loads(text) if digest == _digest(text) else {}
+        return known if known.get("stamp") == stamp and known["checks"] == CHECKS else None
+    except (OSError, ValueError):
         return None
 
 
 def remember(root: Path, source: Path, stamp: dict[str, Any], found: dict[str, Any]) -> None:
     """Keep what was found in a source. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True)
-    write_text(_note(root, source), json.dumps(found | {"stamp": stamp, "checks": CHECKS}))
+    text = json.dumps(found | {"stamp": stamp, "checks": CHECKS})
+    write_text(_note(root, source), f"{_digest(text)}\n{text}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _note(root: Path, source: Path) -> Path:

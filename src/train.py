@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import lock, store
 from smallbatch.cli import one_line_errors
-from smallbatch.compose import VERSION_BASE, check_names, plain_errors, whole_paths
+from smallbatch.compose import VERSION_BASE, check_names, check_numbers, plain_errors, whole_paths
 from smallbatch.config import SEARCH, is_trial, register
 from smallbatch.errors import ConfigError, SmallBatchError, tell, tell_once
 from smallbatch.files import disk_error
@@ -42,6 +42,7 @@ def main(cfg: DictConfig) -> float | None:
     of_grid, of_sweep = bool(cfg.grid_point), _is_job()
     try:
         check_names(cfg)
+        check_numbers(cfg)
         _refuse_grids(cfg)
         _settle(cfg, of_grid or of_sweep)
         in_turn = (of_sweep or _is_copy()) and not of_grid and cfg.wait
@@ -127,5 +128,5 @@ if __name__ == "__main__":
     # For launchers that start Python anew, as some of Hydra's do: they do not know of this script's folder.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     sys.argv[1:] = whole_paths(sys.argv[1:])
-    with one_line_errors(), plain_errors():
+    with one_line_errors(), plain_errors(sys.argv[1:]):
         main()

@@ -277,7 +277,7 @@ BAD = {
     "bach_size=2": "bach_size",
     "model=nosuch": "resnet32",  # names what there is
     "batch_size=two": "batch_size",
-    "batch_size=0": "batch_size=0: must be at least 1",
+    "batch_size=0": "batch_size=0: must be a whole number in [1, 2147483647]",
     "batch_size=100000": "batch_size=100000: larger than the training set of 64 images",
     "norm=batch batch_size=8 bn_batch_size=3": "bn_batch_size=3 does not divide batch_size=8; choose one of 1, 2, 4, 8",
     "norm=batch batch_size=1": "bn_batch_size",
@@ -287,7 +287,7 @@ BAD = {
     "-m bach_size=2,4": "did you mean batch_size?",
     "-m model=nosuch,alexnet": "resnet32",
     "-m batch_size=two,2": "batch_size=two",
-    "-m batch_size=0,8": "batch_size=0: must be at least 1",
+    "-m batch_size=0,8": "batch_size=0: must be a whole number in [1, 2147483647]",
     "-m batch_size=1000,100000": "no point of this grid can be trained",
     "-m figure=nosuch": "fig01",
     "batch_size=[2": "batch_size=[2: cannot be read",

@@ -12,14 +12,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from smallbatch.ranges import FEW, check_ranges, within
+
 
 @dataclass
 class LocalLauncherConf:
     """`n_jobs`: processes at a time; -1 is `jobs_per_device` for each GPU, or where none is used one for each core."""
 
     _target_: str = f"{__name__}.LocalLauncher"
-    n_jobs: int = -1
-    jobs_per_device: int = 1
+    n_jobs: int = within(FEW, -1, also=-1)
+    jobs_per_device: int = within(FEW, 1)
 
 
 class LocalLauncher(Launcher):
@@ -29,6 +31,7 @@ class LocalLauncher(Launcher):
         self.n_jobs, self.jobs_per_device = n_jobs, jobs_per_device
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        check_numbers(config)
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -42,6 +45,13 @@ class LocalLauncher(Launcher):
             n_jobs = processes(OmegaConf.select(first, "machine.accelerator", default="auto"), self.jobs_per_device)
         state = Singleton.get_state()
         return in_parallel(run, ((state, self.context, self.task, cfg) for cfg in jobs), n_jobs)
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Raise ConfigError for a number of the launcher's settings that makes no sense."""
+    asked: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    schema: Any = OmegaConf.get_type(config.hydra.launcher)
+    check_ranges(schema, asked, where="hydra.launcher.")
 
 
 def compose_jobs(

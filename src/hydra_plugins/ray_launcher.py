@@ -13,7 +13,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.local_launcher import compose_jobs, peek, run
+from hydra_plugins.local_launcher import check_numbers, compose_jobs, peek, run
+from smallbatch.ranges import within
 
 
 @dataclass
@@ -26,9 +27,9 @@ class RayLauncherConf:
 
     _target_: str = f"{__name__}.RayLauncher"
     address: str | None = None
-    num_cpus: float | None = None
-    num_gpus: float | None = None
-    max_retries: int = 3
+    num_cpus: float | None = within("[0, 1024]", None)
+    num_gpus: float | None = within("[0, 1024]", None)
+    max_retries: int = within("[0, 1000]", 3, also=-1)
 
 
 class RayLauncher(Launcher):
@@ -41,6 +42,7 @@ class RayLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from smallbatch.errors import ConfigError
 
+        check_numbers(config)
         if not find_spec("ray"):
             raise ConfigError("hydra/launcher=ray: Ray is not installed: pip install '.[ray]'")
         self.context, self.task, self.config = hydra_context, task_function, config

@@ -21,6 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.local_launcher import LocalLauncher
+from smallbatch.ranges import FEW, within
 
 PATIENCE = 60.0  # seconds for workers to end by themselves, and for Slurm to end those that are cancelled
 POLL = 0.5
@@ -31,9 +32,9 @@ class SlurmLauncherConf:
     """What `sbatch` is told, in its words; null: as the cluster has it."""
 
     _target_: str = f"{__name__}.SlurmLauncher"
-    workers: int = 4  # tasks of the array
-    cpus: int = 1  # of a worker
-    n_jobs: int | None = None  # processes of a worker; null: one a CPU
+    workers: int = within("[1, 10000]", 4)  # tasks of the array
+    cpus: int = within(FEW, 1)  # of a worker
+    n_jobs: int | None = within(FEW, None)  # processes of a worker; null: one a CPU
     partition: str | None = None
     time: str | None = None  # 4:00:00, in a YAML file in quotes
     memory: str | None = None  # of a worker, such as 16G

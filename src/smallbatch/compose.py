@@ -4,7 +4,7 @@ import inspect
 import os
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
@@ -20,10 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from smallbatch.config import Config, register
+from smallbatch.config import BEST, SEARCH, Config, register
 from smallbatch.errors import ConfigError
+from smallbatch.ranges import check_ranges, refused
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
 PATHS = ("data.path", "data.root", "store")  # settings that name files, which may have any letter
@@ -37,7 +39,7 @@ _folders: list[str] = []  # beside CONF, as Hydra's --config-dir adds one
 
 def compose(overrides: list[str]) -> DictConfig:
     """The config of one command line, as `python src/train.py` would have it. Raises ConfigError."""
-    with plain_errors():
+    with plain_errors(overrides):
         return deepcopy(_composed(_primary, tuple(overrides)))
 
 
@@ -69,6 +71,7 @@ def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     added = [f"hydra.searchpath=[{places}]"] if _folders else []
     cfg = hydra_compose(name, [*overrides, *added])
     check_names(cfg)
+    check_numbers(cfg)
     return cfg
 
 
@@ -96,23 +99,50 @@ def check_names(cfg: DictConfig) -> None:
         raise ConfigError(f"logger.{min(more)}: logger={cfg.logger.name} has nothing to set")
 
 
+def check_numbers(cfg: DictConfig) -> None:
+    """Raise ConfigError for a number that makes no sense; one written as ${…} is known when it is used."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    check_ranges(Config, plain, (SEARCH, BEST))
+
+
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(words: Sequence[str] = ()) -> Iterator[None]:
     """What Hydra has to say of a command line or a YAML file, in up to 35 lines, as a ConfigError of one."""
     try:
         yield
     except HydraException as error:
         raise ConfigError(_in_one_line(error)) from None
-    except ValueError as error:
-        if "Config group override must be" not in str(error):
+    except (ValueError, AssertionError, OmegaConfBaseException) as error:
+        if not (told := _of_words(error, words)):
             raise
-        raise ConfigError("a group of settings cannot be null: choose one of its files, such as stop=none") from None
+        raise ConfigError(told) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{where}no YAML: {error.problem}") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"a file in conf/ is no YAML: {' '.join(str(error).split())}") from None
+
+
+def _of_words(error: Exception, words: Sequence[str]) -> str:
+    """What is wrong with the words of which Hydra, or OmegaConf below it, raised this; nothing if it is not of them."""
+    read = {word: found for word in words if (found := _parsed(word))}
+    if "Config group override must be" in str(error):
+        wrong = [w for w, found in read.items() if not isinstance(found.value(), str | list) and _is_group(found)]
+        return f"{wrong[0] if wrong else 'a group of settings'}: is chosen by the name of a file, such as stop=none"
+    if "Unexpected type for root" in str(error):  # of a group that is null
+        keys = [found.key_or_group for found in read.values() if found.key_or_group.partition(".")[0] in NULL]
+        return no_setting(keys[0], compose([])) if keys else ""
+    taken = [word for word, found in read.items() if found.is_delete()]
+    return f"{taken[0]}: {_STAYS}" if taken and isinstance(error, OmegaConfBaseException) else ""
+
+
+NULL = ("stop", "figure")  # groups that may be null
+_STAYS = "a setting cannot be taken away; give it another value, as key=value"
+
+
+def _is_group(found: Override) -> bool:
+    return chooses_files(found.key_or_group)
 
 
 def _in_one_line(error: HydraException) -> str:
@@ -127,11 +157,17 @@ def _in_one_line(error: HydraException) -> str:
     ambiguous = re.match(r"Ambiguous value for argument '(.+)'\n", str(error))
     if ambiguous:
         return f"{ambiguous[1]}: several values are a grid: add -m (or write one value)"
+    if there := re.match(r"Could not append to config\. An item is already at '(.+)'", str(error)):
+        return f"+{there[1]}: is a setting already; write {there[1]}=… without +"
+    if "does not support deletion" in str(error.__cause__ or ""):
+        return f"{str(error).partition('override ')[2]}: {_STAYS}"
     lines = [str(e).replace(":\n", ": ", 1).partition("\n")[0] for e in (error, error.__cause__) if e and str(e)]
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", lines[0])
     if unknown:
         return no_setting(unknown[1], compose([]))
-    return ": ".join(lines).removeprefix("Error merging override ")
+    told = ": ".join(lines).removeprefix("Error merging override ")
+    wrong = re.fullmatch(r"(?:Error merging override )?\+*([\w.]+)=(.*)", lines[0])
+    return (wrong and refused(Config, wrong[1], wrong[2])) or told
 
 
 # What Lightning's Trainer takes and would change a run's numbers or its place, and the setting of ours for it.
@@ -160,6 +196,8 @@ def no_setting(key: str, cfg: DictConfig) -> str:
     group, _, name = key.lstrip("+").partition(".")
     if group == "trainer" and name in INSTEAD:
         return f"{key}: {INSTEAD[name]}"
+    if group in NULL and name and cfg.get(group) is None:
+        return f"{key}: there is no {group}; add {group}={'early_stopping' if group == 'stop' else 'NAME'}"
     if key in ("lr", "learning_rate"):
         return f"{key}: use base_lr; the learning rate is base_lr × batch_size"
     top = [str(name) for name in cfg]

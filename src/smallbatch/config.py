@@ -7,6 +7,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from smallbatch.ranges import COUNT, FEW, RATE, SHARE, one_of, within
+
 
 # Hydra reads and writes the names of an enum, JSON its values: both are the same words.
 class NormKind(StrEnum):
@@ -69,7 +71,7 @@ class ResNet:
 
     _target_: str = "smallbatch.models.resnet.ResNet"
     name: str = MISSING
-    depth: int = MISSING
+    depth: int = within("[8, 1202]")
 
 
 @dataclass
@@ -90,9 +92,9 @@ class Norm:
 
     kind: NormKind = NormKind.none
     layers: NormLayers = NormLayers.all  # AlexNet: conv and fully-connected layers, or conv only
-    eps: float = 1e-5
-    memory: int = 1280  # images remembered by the running statistics
-    groups: int = 8  # of channels, group normalisation only
+    eps: float = within(SHARE, 1e-5)
+    memory: int = within(COUNT, 1280)  # images remembered by the running statistics
+    groups: int = within(COUNT, 8)  # of channels, group normalisation only
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", NormKind(self.kind))
@@ -107,8 +109,8 @@ class Data:
     name: str = MISSING
     root: str = "data"
     augment: bool = False
-    train_size: int | None = None  # stratified subset; null is all
-    test_size: int | None = None
+    train_size: int | None = within(COUNT, None)  # stratified subset; null is all
+    test_size: int | None = within(COUNT, None)
 
 
 @dataclass
@@ -122,11 +124,11 @@ class ArraysData(Data):
 class Preparation:
     """How an image file becomes side × side × 3 pixels."""
 
-    side: int = 224  # of the square, in pixels
-    resize: list[int] | None = None  # shorter side before a random crop; null: side × [256, 480] / 224
-    test_resize: int | None = None  # and before the centre crop; null: side × 256 / 224
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # ImageNet's, in [0, 1]
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    side: int = within("[1, 4096]", 224)  # of the square, in pixels
+    resize: list[int] | None = within("[1, 65536]", None)  # shorter side before a random crop; null: …
+    test_resize: int | None = within("[1, 65536]", None)  # and before the centre crop
+    mean: list[float] = within("[0, 1]", [0.485, 0.456, 0.406])  # ImageNet's, in [0, 1]
+    std: list[float] = within(SHARE, [0.229, 0.224, 0.225])
 
 
 @dataclass
@@ -142,7 +144,7 @@ class SGD:
 
     _target_: str = "torch.optim.SGD"
     name: str = "sgd"
-    momentum: float = 0.0
+    momentum: float = within("[0, 1)", 0.0)
     nesterov: bool = False
 
 
@@ -152,8 +154,8 @@ class AdamW:
 
     _target_: str = "torch.optim.AdamW"
     name: str = "adamw"
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
+    betas: list[float] = within("[0, 1)", [0.9, 0.999])
+    eps: float = within("[0, 1]", 1e-8)
 
 
 @dataclass
@@ -162,7 +164,7 @@ class CrossEntropy:
 
     _target_: str = "torch.nn.CrossEntropyLoss"
     name: str = "cross_entropy"
-    label_smoothing: float = 0.0
+    label_smoothing: float = within("[0, 1]", 0.0)
 
 
 NAMED = (AlexNet, ResNet, Torchvision, SGD, AdamW, CrossEntropy)  # schemas of one `_target_` each
@@ -177,10 +179,10 @@ class Schedule:
     """
 
     kind: ScheduleKind = ScheduleKind.steps
-    drops: list[float] = field(default_factory=lambda: [0.5, 0.75])
-    drop_factor: float = 0.1
-    warmup: float = 0.0  # share of training with a linear rise; the paper's figs 10, 11 use 0.05
-    warmup_start: float = 1 / 32
+    drops: list[float] = within("(0, 1)", [0.5, 0.75])  # rising
+    drop_factor: float = within("[0, inf)", 0.1)
+    warmup: float = within("[0, 1)", 0.0)  # share of training with a linear rise; the paper's figs 10, 11 use 0.05
+    warmup_start: float = within("[0, 1]", 1 / 32)
     _target_: str | None = None  # your own function (schedule, update, total) in place of `kind`
 
     def __post_init__(self) -> None:
@@ -200,25 +202,25 @@ class EarlyStopping:
 
     monitor: str = "test_loss"
     mode: Better = Better.min
-    patience: int = 5  # epochs
-    min_delta: float = 0.0
+    patience: int = within(COUNT, 5)  # epochs
+    min_delta: float = within("[0, inf)", 0.0)
 
 
 @dataclass
 class Trainer:
     """What Lightning's Trainer may be told; never part of a run's identity, since it changes none of its numbers."""
 
-    devices: int = 1  # that train one run together: GPUs, or processes on the CPU
+    devices: int = within(FEW, 1)  # that train one run together: GPUs, or processes on the CPU
     enable_model_summary: bool = False
-    log_every_n_steps: int = 50  # blocks of some hundreds of images, for callbacks and loggers that ask each step
+    log_every_n_steps: int = within(COUNT, 50)  # blocks of some hundreds of images, for callbacks and loggers
     profiler: str | None = None  # simple, advanced, …
     detect_anomaly: bool = False
     deterministic: bool | None = None  # null: on a GPU, as far as its kernels can
     benchmark: bool | None = None
     inference_mode: bool = True
     fast_dev_run: bool = False  # a trial of one block: nothing of it is kept
-    limit_train_batches: int | float | None = None  # a trial of some blocks (2), or a share of them (0.1)
-    limit_val_batches: int | float | None = None
+    limit_train_batches: int | float | None = within(COUNT, None, share=True)  # a trial of some blocks
+    limit_val_batches: int | float | None = within(COUNT, None, share=True)
 
 
 @dataclass
@@ -226,15 +228,15 @@ class Machine:
     """Where it runs; never part of a run's identity."""
 
     accelerator: str = "auto"
-    threads: int = 1
-    workers: int = 4  # processes that read image files, and no more than there are cores
+    threads: int = within(FEW, 1)
+    workers: int = within("[0, 1024]", 4)  # processes that read image files, and no more than there are cores
 
 
 @dataclass
 class DigitsData(Data):
     """The embedded digits of 8×8 pixels, each pixel enlarged to a square."""
 
-    enlarge: int = 4
+    enlarge: int = within("[1, 32]", 4)
 
 
 @dataclass
@@ -249,17 +251,17 @@ class Wandb:
     notes: str | None = None
 
 
-SEARCH = "search"  # in place of a base_lr
+SEARCH, BEST = "search", "best"  # in place of a base_lr; BEST: of a figure's
 
 
 @dataclass
 class Search:
     """How base_lr=search goes; never part of a run's identity."""
 
-    start: int | float | str = "2**-10"  # of the smallest batch size; larger ones at the best of the next smaller
-    lowest: int | float | str = "2**-20"
-    highest: int | float | str = 1
-    points: int = 12  # the most η̃ for each batch size
+    start: int | float | str = within(RATE, "2**-10")  # of the smallest batch size
+    lowest: int | float | str = within(RATE, "2**-20")
+    highest: int | float | str = within(RATE, 1)
+    points: int = within("[1, 100]", 12)  # the most η̃ for each batch size
 
 
 @dataclass
@@ -288,20 +290,20 @@ class Scale:
 class Config:
     """The root that `conf/train.yaml` fills."""
 
-    model: Any = MISSING
-    data: Any = MISSING
+    model: Any = one_of(AlexNet, ResNet, Torchvision)
+    data: Any = one_of(Data, ArraysData, DigitsData, FolderData)
     norm: Norm = field(default_factory=Norm)
-    optimizer: Any = MISSING
+    optimizer: Any = one_of(SGD, AdamW)
     schedule: Schedule = field(default_factory=Schedule)
-    loss: Any = MISSING
+    loss: Any = one_of(CrossEntropy)
     stop: EarlyStopping | None = None
-    batch_size: int = MISSING
-    base_lr: int | float | str = MISSING
-    bn_batch_size: int | None = None
-    epochs: int = MISSING
-    weight_decay: float = MISSING
-    seed: int = 0
-    seeds: int | None = None
+    batch_size: int = within(COUNT)
+    base_lr: int | float | str = within(RATE)
+    bn_batch_size: int | None = within(COUNT, None)
+    epochs: int = within("[1, 1000000]")
+    weight_decay: float = within("[0, 1e6]")
+    seed: int = within("[0, 4294967295]", 0)
+    seeds: int | None = within("[1, 1000]", None)
     precision: Precision = Precision["32-true"]
     figure: Figure | None = None
     scale: Scale = field(default_factory=Scale)
@@ -317,10 +319,10 @@ class Config:
     progress: bool = True
     wait: bool = True
     settle: str | None = None
-    hours: float | None = None
-    margin: float = 1.0
+    hours: float | None = within("(0, 1e5]", None)
+    margin: float = within("[0, 100]", 1.0)
     grid_point: str | None = None  # set by our sweeper: the key of the run that it expects
-    grid_since: int | None = None  # set by it too: when the grid began, in ns by the clock of the store's disk
+    grid_since: int | None = within("[0, inf)", None)  # so too: when the grid began, in ns by the store's clock
 
 
 def is_trial(cfg: DictConfig) -> bool:

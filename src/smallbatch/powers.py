@@ -10,8 +10,8 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _POWER = re.compile(rf"\s*({_NUMBER})\s*(?:(/|\*\*)\s*({_NUMBER})\s*)?")
 
 
-def parse_power(value: float | str) -> float:
-    """A number written as a float, a fraction or a power. Raises ConfigError for anything else.
+def parse_power(value: float | str, name: str = "base_lr") -> float:
+    """A number written as a float, a fraction or a power. Raises ConfigError for anything else, naming the setting.
 
     >>> parse_power("1/512") == parse_power("2**-9") == parse_power(0.001953125)
     True
@@ -22,7 +22,7 @@ def parse_power(value: float | str) -> float:
             if operator == "/":
                 return float(left) / float(right)
             return float(float(left) ** float(right)) if operator else float(left)
-    raise ConfigError(f"base_lr={value}: not a number; write it as 0.002, 1/512 or 2**-9")
+    raise ConfigError(f"{name}={value}: not a number; write it as 0.002, 1/512 or 2**-9")
 
 
 def format_power(value: float) -> str:

@@ -5,7 +5,6 @@ Light on purpose: no torch here, so that grids expand and skip quickly.
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.config import LOSS, NAMED, FolderData, Norm, Schedule
+from smallbatch.config import LOSS, NAMED, Config, FolderData, Norm, Schedule
 from smallbatch.errors import ConfigError, Undefined
 from smallbatch.powers import format_power, parse_power
+from smallbatch.ranges import check_ranges
 
 # Raised by one whenever a change alters what a run computes, or a default below changes.
 PROTOCOL = 1
@@ -135,8 +135,7 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
     for name in OF_A_GRID:
         if plain.get(name) is not None:
             raise ConfigError(f"{name}={plain[name]}: is of python src/train.py -m … alone; one run has seed=…")
-    base_lr = parse_power(plain["base_lr"])
-    _check(plain, base_lr)
+    _check(plain)
     m, norm = plain["batch_size"], Norm(**plain["norm"])
     images = describe(plain["data"])
     if m > images.train_size:
@@ -152,7 +151,7 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
         schedule=Schedule(**plain["schedule"]),
         data=images.identity | {"augment": plain["data"]["augment"]},
         batch_size=m,
-        base_lr=base_lr,
+        base_lr=parse_power(plain["base_lr"]),
         bn_batch_size=_bn_batch_size(plain["bn_batch_size"], m, norm.kind),
         weight_decay=float(plain["weight_decay"]),
     )
@@ -162,7 +161,7 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
 
 def check_run(run: Run) -> None:
     """Raise ConfigError for a run of the right types whose values no config gives."""
-    _check({**vars(run), "norm": vars(run.norm), "schedule": vars(run.schedule)}, run.base_lr)
+    _check({**vars(run), "norm": vars(run.norm), "schedule": vars(run.schedule)})
     _check_names(run)
     if _bn_batch_size(run.bn_batch_size, run.batch_size, run.norm.kind) != run.bn_batch_size:
         raise ConfigError(f"bn_batch_size={run.bn_batch_size}: is written only where it differs from batch_size")
@@ -183,34 +182,17 @@ def _bn_batch_size(bn: int | None, m: int, kind: str) -> int | None:
         return None
     if kind != "batch":
         raise Undefined(f"bn_batch_size={bn} needs norm=batch, but norm.kind={kind}")
-    if bn < 1:
-        raise ConfigError(f"bn_batch_size={bn}: must be at least 1")
     if m % bn:
         divisors = ", ".join(str(d) for d in range(1, m + 1) if m % d == 0)
         raise Undefined(f"bn_batch_size={bn} does not divide batch_size={m}; choose one of {divisors}")
     return None if bn == m else bn
 
 
-def _check(plain: dict[str, Any], base_lr: float) -> None:
+def _check(plain: dict[str, Any]) -> None:
     """Raise ConfigError for the first value that is wrong whatever the others are."""
-    groups = {name: plain[name] or {} for name in ("model", "norm", "optimizer", "schedule", "loss", "stop")}
-    value = plain | {f"{group}.{name}": v for group, node in groups.items() for name, v in node.items()}
-    counts = ("batch_size", "epochs", "norm.memory", "norm.groups", "stop.patience")
-    drops, columns = value["schedule.drops"], ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    rules = (
-        *((name, value.get(name, 1) >= 1, "must be at least 1") for name in counts),
-        ("base_lr", 0 < base_lr < math.inf, "must be positive and finite"),
-        ("weight_decay", 0 <= value["weight_decay"] < math.inf, "must be zero or more"),
-        *((name, math.isfinite(v), "must be finite") for name, v in value.items() if isinstance(v, float)),
-        ("seed", value["seed"] >= 0, "must be zero or more"),
-        (
-            "schedule.drops",
-            drops == sorted(drops) and all(0 < d < 1 for d in drops),
-            "must rise and lie between 0 and 1",
-        ),
-        ("schedule.warmup", 0 <= value["schedule.warmup"] < 1, "must lie in [0, 1)"),
-        ("stop.monitor", value.get("stop.monitor", columns[0]) in columns, f"choose {', '.join(columns)}"),
-    )
-    for name, right, rule in rules:
-        if not right:
-            raise ConfigError(f"{name}={value[name]}: {rule}")
+    check_ranges(Config, plain)
+    drops, columns = plain["schedule"]["drops"], ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    if drops != sorted(drops):
+        raise ConfigError(f"schedule.drops={drops}: must rise")
+    if (stop := plain["stop"]) and stop["monitor"] not in columns:
+        raise ConfigError(f"stop.monitor={stop['monitor']}: choose {', '.join(columns)}")

@@ -60,11 +60,6 @@ def test_digits_are_split_with_each_class_in_its_share(root):
     assert (abs(test - (train + test) * 360 / 1797) <= 1).all()
 
 
-def test_digits_cannot_be_enlarged_to_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="enlarge=0"):
-        describe({"_target_": "smallbatch.data.sources.digits", "root": str(tmp_path), "enlarge": 0})
-
-
 # Subsets
 
 

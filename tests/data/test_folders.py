@@ -545,11 +545,6 @@ def test_what_may_not_be_read_is_named():
         assert done.stdout.splitlines() == named, done.stderr
 
 
-def test_a_negative_number_of_workers_is_refused(pictures):
-    with pytest.raises(ConfigError, match=r"machine\.workers=-1"):
-        images(pictures, workers=-1)
-
-
 # A whole run
 
 

@@ -109,7 +109,7 @@ def test_bounds_end_it_and_say_so():
     [
         (["search.lowest=0.001"], "search.lowest=0.001: must be a power of two"),
         (["search.lowest=2**-8"], "search: search.start"),
-        (["search.points=0"], "search.points=0: must be at least 1"),
+        (["search.points=0"], "search.points=0: must be a whole number in [1, 100]"),
         (["search.start=2**-30"], "search: search.start"),
     ],
 )

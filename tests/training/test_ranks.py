@@ -213,7 +213,7 @@ class TorchNorm(nn.Module):
     ("words", "message"),
     [
         (["trainer.devices=3"], "trainer.devices=3: does not divide batch_size=8"),
-        (["trainer.devices=0"], "trainer.devices=0: must be at least 1"),
+        (["trainer.devices=0"], "trainer.devices=0: must be a whole number in"),
         (
             ["trainer.devices=2", "batch_size=12", "norm=batch", "bn_batch_size=4"],
             "trainer.devices=2: model=resnet8: groups of 4 neither divide a device's 6 images nor hold them whole",

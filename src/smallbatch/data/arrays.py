@@ -177,8 +177,6 @@ def load(description: Description, workers: int = 0) -> Images:
     prepare = description.preparation
     if prepare is None:
         return _load_arrays(description)
-    if workers < 0:
-        raise ConfigError(f"machine.workers={workers}: must be zero or more")
     found = folders.listing(description.folder)
     train, test = (
         FileSplit(description.folder, part.names, part.labels, stratified(part.labels, size), prepare, workers)

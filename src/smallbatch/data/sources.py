@@ -47,8 +47,6 @@ PUBLISHED = {
 
 def digits(root: str, enlarge: int = 4) -> Path:
     """scikit-learn's handwritten digits, 8×8 scans enlarged, 32×32×1 by default; 1,437 train, 360 test, stratified."""
-    if enlarge < 1:
-        raise ConfigError(f"data.enlarge={enlarge}: must be at least 1")
     path = Path(root) / ("digits.npz" if enlarge == 4 else f"digits{8 * enlarge}.npz")
     if not path.exists():
         from sklearn.datasets import load_digits

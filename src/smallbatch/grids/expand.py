@@ -17,10 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smallbatch.compose import CONF, Axes, chooses_files, compose, from_yaml, no_setting, parse_words, plain_errors
-from smallbatch.config import SEARCH, Draw, Figure
+from smallbatch.config import BEST, SEARCH, Config, Draw, Figure
 from smallbatch.data import Description, describe
 from smallbatch.errors import ConfigError, TrainsNothing, Undefined, one_line
 from smallbatch.grids.search import Bounds, Look, searched
+from smallbatch.ranges import refused
 from smallbatch.run import VARIED, Run, make_run
 
 _ABSENT = object()
@@ -28,7 +29,6 @@ _ABSENT = object()
 Describe = Callable[[dict[str, Any]], Description]
 # The best η̃ for each of some batch sizes, from the runs of the grid that some words name.
 Rates = Callable[[list[str], list[int]], dict[int, float]]
-BEST = "best"  # the value of base_lr that asks for it
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def _set(cfg: DictConfig, leaf: str) -> None:
     try:
         OmegaConf.update(cfg, key, override.value(), merge=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{leaf}: {one_line(error)}") from None
+        raise ConfigError(refused(Config, key, override.value()) or f"{leaf}: {one_line(error)}") from None
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

@@ -41,13 +41,11 @@ class Bounds:
         made = cls(start, lowest, highest, search.points)
         if not made.lowest <= made.start <= made.highest:
             raise ConfigError("search: search.start must lie between search.lowest and search.highest")
-        if made.points < 1:
-            raise ConfigError(f"search.points={made.points}: must be at least 1")
         return made
 
 
 def _octave(name: str, value: float | str) -> int:
-    mantissa, exponent = math.frexp(parse_power(value))
+    mantissa, exponent = math.frexp(parse_power(value, f"search.{name}"))
     if mantissa != 0.5:
         raise ConfigError(f"search.{name}={value}: must be a power of two, as 2**-10: a search goes by octaves")
     return exponent - 1

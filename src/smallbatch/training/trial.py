@@ -59,8 +59,6 @@ def _step(run: Run, images: Images) -> None:
 
 
 def _check_devices(run: Run, devices: int) -> None:
-    if devices < 1:
-        raise ConfigError(f"trainer.devices={devices}: must be at least 1")
     if run.batch_size % devices:
         raise ConfigError(f"trainer.devices={devices}: does not divide batch_size={run.batch_size}")
 

@@ -1,0 +1,114 @@
+"""Every numeric setting has a range, and says it: generated from the schema."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.local_launcher import LocalLauncherConf, check_numbers
+from hydra_plugins.ray_launcher import RayLauncherConf
+from hydra_plugins.slurm_launcher import SlurmLauncherConf
+from smallbatch import compose as composing
+from smallbatch.compose import compose
+from smallbatch.config import Config
+from smallbatch.errors import ConfigError
+from smallbatch.grids.expand import _set, expand
+from smallbatch.ranges import check_ranges, ranges
+
+LAUNCHERS = (LocalLauncherConf, SlurmLauncherConf, RayLauncherConf)
+NUMERIC = ranges(Config)
+# What has to be chosen for a setting to be there.
+NEEDS = {
+    "model.depth": "model=resnet8",
+    "optimizer.betas": "optimizer=adamw",
+    "optimizer.eps": "optimizer=adamw",
+    **dict.fromkeys(("stop.patience", "stop.min_delta"), "stop=early_stopping"),
+    **{f"data.{name}": "data=imagenet" for name in ("side", "resize", "test_resize", "mean", "std")},
+}
+WRONG = ("-1", "-0.5", "nan", "inf", "-inf", "text", "true", "{a: 1}", "[[1]]", "''")
+HUGE = ("1e300", f"{10**40}")
+OPEN = {"schedule.drop_factor", "stop.min_delta", "grid_since"}  # any finite number has a meaning
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A config for each choice."""
+    return {words: compose(words.split()) for words in {"", *NEEDS.values()}}
+
+
+def refusal(cfg: DictConfig, word: str) -> str | None:
+    """What is said of a word that changes a config, as in a grid."""
+    try:
+        _set(cfg, word)
+        composing.check_numbers(cfg)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("schema", [Config, *LAUNCHERS], ids=lambda schema: schema.__name__)
+def test_no_number_is_without_a_range(schema):
+    assert ranges(schema)
+    assert [name for name, allowed in ranges(schema).items() if allowed is None] == []
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_what_makes_no_sense_is_refused_with_the_setting_the_value_and_the_range(base, name):
+    allowed: Any = NUMERIC[name]
+    from_zero = allowed.interval.startswith("[0") and not allowed.listed
+    wrong = [*WRONG, *(() if name in OPEN else HUGE), *(() if from_zero else ("0",))]
+    wrong += [] if allowed.optional else ["null"]
+    for value in wrong:
+        said = refusal(deepcopy(base[NEEDS.get(name, "")]), f"{name}={value}")
+        assert said is not None, f"{name}={value} is taken"
+        assert said.startswith(f"{name}=")
+        assert said.endswith(f": {allowed}")
+        assert allowed.interval in said
+        assert "\n" not in said
+    for value in {"null", "0"} - {*wrong}:
+        assert refusal(deepcopy(base[NEEDS.get(name, "")]), f"{name}={value}") is None
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_so_it_is_on_the_command_line_of_one_run(name):
+    with pytest.raises(ConfigError) as refused:
+        compose([*NEEDS.get(name, "").split(), f"{name}=nan"])
+    assert str(refused.value) == f"{name}=nan: {NUMERIC[name]}"
+
+
+@pytest.mark.parametrize("schema", LAUNCHERS, ids=lambda schema: schema.__name__)
+def test_so_are_the_numbers_of_launchers(schema):
+    for name, allowed in ranges(schema).items():
+        for value in (-2, 10**6, *([] if allowed.interval.startswith("[0") else [0])):
+            asked = OmegaConf.create({"hydra": {"launcher": OmegaConf.structured(schema(**{name: value}))}})
+            with pytest.raises(ConfigError) as refused:
+                check_numbers(asked)
+            assert str(refused.value) == f"hydra.launcher.{name}={allowed.types[0](value)}: {allowed}"
+    check_numbers(OmegaConf.create({"hydra": {"launcher": OmegaConf.structured(schema())}}))
+
+
+def test_an_optimizer_of_ones_own_has_the_ranges_of_ours_and_finite_numbers():
+    def asked(**settings: Any) -> dict[str, Any]:
+        return {"optimizer": {"_target_": "torch.optim.RMSprop", **settings}}
+
+    for settings, said in (
+        ({"momentum": 1.5}, r"optimizer\.momentum=1\.5: must be a number in \[0, 1\)"),
+        ({"alpha": float("inf")}, r"optimizer\.alpha=inf: must be finite"),
+        ({"deep": {"er": [1, float("nan")]}}, r"optimizer\.deep\.er=nan: must be finite"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_ranges(Config, asked(**settings))
+    check_ranges(Config, asked(momentum=0.5, eps=[None, 1e-3], betas="none", alpha=7.0))
+    check_ranges(Config, {"model": {"_target_": "mine.Net", "depth": 0}})
+
+
+def test_a_whole_number_of_blocks_or_a_share_of_them():
+    allowed: Any = NUMERIC["trainer.limit_train_batches"]
+    assert [value for value in (2, 1, 0.5, 1.0, 0, 0.0, 1.5, -1) if value in allowed] == [2, 1, 0.5, 1.0]
+    assert str(allowed) == "must be a whole number in [1, 2147483647], or a share in (0, 1] of all, or null"
+
+
+def test_a_value_that_is_known_late_is_checked_late(root):
+    with pytest.raises(ConfigError, match=r"machine\.threads=0: must be a whole number in \[1, 1024\]"):
+        expand([f"data.root={root}", "machine.threads=${seed}"])

@@ -54,6 +54,7 @@ class WandbMode(StrEnum):
 
 
 # Lightning's words: with a dash they cannot be names in a class.
+Profiler = StrEnum("Profiler", ["simple", "advanced", "pytorch"])
 Precision = StrEnum("Precision", ["32-true", "64-true", "bf16-mixed"])
 
 
@@ -213,7 +214,7 @@ class Trainer:
     devices: int = within(FEW, 1)  # that train one run together: GPUs, or processes on the CPU
     enable_model_summary: bool = False
     log_every_n_steps: int = within(COUNT, 50)  # blocks of some hundreds of images, for callbacks and loggers
-    profiler: str | None = None  # simple, advanced, …
+    profiler: Profiler | None = None
     detect_anomaly: bool = False
     deterministic: bool | None = None  # null: on a GPU, as far as its kernels can
     benchmark: bool | None = None

@@ -13,8 +13,21 @@ class ConfigError(SmallBatchError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its kind if it says nothing."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """The first line of what an exception says, with what follows if it is a heading; its kind if it says nothing."""
+    try:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    except Exception:  # of a class of a user's
+        lines = []
+    if not lines or isinstance(error, KeyError):  # which says the key alone
+        return ": ".join([type(error).__name__, *lines[:1]])
+    is_pydantic = "validation error" in lines[0]  # the field stands before the reason
+    return " ".join(lines[: 3 if is_pydantic else 2 if lines[0].endswith(":") else 1])
+
+
+def kind_and_line(error: BaseException) -> str:
+    """`ValueError: what it says`."""
+    kind, line = type(error).__name__, one_line(error)
+    return line if line.startswith(kind) else f"{kind}: {line}"
 
 
 def tell(notice: str) -> None:

@@ -72,10 +72,16 @@ class Range:
 
 
 def _lies_in(number: float, interval: str) -> bool:
-    low, high = map(float, interval[1:-1].split(","))
+    low, high = _ends(interval)
     above = number > low if interval[0] == "(" else number >= low
     below = number < high if interval[-1] == ")" else number <= high
     return above and below
+
+
+@lru_cache
+def _ends(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
 
 
 @lru_cache

@@ -135,6 +135,7 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
     for name in OF_A_GRID:
         if plain.get(name) is not None:
             raise ConfigError(f"{name}={plain[name]}: is of python src/train.py -m … alone; one run has seed=…")
+    _check_own(plain)
     _check(plain)
     m, norm = plain["batch_size"], Norm(**plain["norm"])
     images = describe(plain["data"])
@@ -157,6 +158,19 @@ def make_run(cfg: DictConfig, describe: Any = None) -> Run:
     )
     _check_names(run)
     return run
+
+
+def _check_own(plain: dict[str, Any]) -> None:
+    """Raise ConfigError for a YAML file of a user's that does not say what to call, or says what is ours to say."""
+    for group in ("model", "data", "optimizer", "loss"):
+        node = plain[group]
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+            raise ConfigError(
+                f"{group}: its file needs a _target_, what to call, as `_target_: mine.It`"
+            )
+    for name, ours in (("lr", "base_lr"), ("weight_decay", "weight_decay")):
+        if name in plain["optimizer"]:
+            raise ConfigError(f"optimizer.{name}={plain['optimizer'][name]}: leave it out, and set {ours}")
 
 
 def check_run(run: Run) -> None:

@@ -107,6 +107,7 @@ def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
             raise ConfigError(f"callbacks.{name}: writes to a logger of Lightning's; add one, such as logger=csv")
     if settings["deterministic"] is None and torch.cuda.is_available():
         settings["deterministic"] = "warn"  # on the CPU one thread is, and the switch makes every new tensor be filled
+    _check_trainer(accelerator(cfg), settings | {"precision": run.precision})
     return settings | {
         "max_epochs": run.epochs,
         "accelerator": accelerator(cfg),
@@ -115,6 +116,17 @@ def trainer_settings(cfg: DictConfig, run: Run, folder: Path) -> dict[str, Any]:
         "default_root_dir": folder,
         "enable_progress_bar": cfg.progress and sys.stdout is not None and sys.stdout.isatty(),
     }
+
+
+def _check_trainer(accelerator: str, settings: dict[str, Any]) -> None:
+    """Raise ConfigError for what Lightning refuses, since no run has failed by that."""
+    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "devices": 1}
+    for where, asked in ((f"machine.accelerator={accelerator}", {}), ("trainer", settings)):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                pl.Trainer(accelerator=accelerator, plugins=[LightningEnvironment()], **quiet, **asked)
+        except Exception as error:  # of many kinds
+            raise ConfigError(f"{where}: {one_line(error)}") from None
 
 
 def _callback(name: Any, node: DictConfig) -> pl.Callback:

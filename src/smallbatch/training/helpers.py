@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import signals
 from smallbatch.data import load_images
-from smallbatch.errors import one_line
+from smallbatch.errors import kind_and_line
 from smallbatch.ranks import ALONE, RankError, Ranks, accelerator
 from smallbatch.run import Run
 from smallbatch.training import fit
@@ -132,7 +132,7 @@ def _cause(helpers: Sequence["Future[None]"]) -> RankError | None:
             codes = "".join(re.findall(r" \{.*\}", str(error)))  # loky tells them
             return RankError(f"one of {len(helpers) + 1} ranks was killed, or crashed{codes}")
         if error and not _is_loss(error):
-            found = RankError(f"rank {rank} of {len(helpers) + 1}: {type(error).__name__}: {one_line(error)}")
+            found = RankError(f"rank {rank} of {len(helpers) + 1}: {kind_and_line(error)}")
             found.__cause__ = error
             return found
     return None

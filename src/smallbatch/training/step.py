@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smallbatch.compose import accepted, check_call, locate
-from smallbatch.errors import ConfigError
+from smallbatch.errors import ConfigError, one_line
 from smallbatch.run import Run
 
 
@@ -27,7 +27,7 @@ def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
     try:
         return target(parameters, **arguments)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"optimizer: {run.optimizer['_target_']}: {error}") from None
+        raise ConfigError(f"optimizer: {run.optimizer['_target_']}: {one_line(error)}") from None
 
 
 def make_loss(run: Run) -> Callable[[Tensor, Tensor], Tensor]:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from smallbatch import lock, store
 from smallbatch.config import is_trial
 from smallbatch.data import load_images, notice
-from smallbatch.errors import ConfigError
+from smallbatch.errors import ConfigError, kind_and_line
 from smallbatch.files import write_text
 from smallbatch.run import make_run
 from smallbatch.store import Record
@@ -77,7 +77,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
                 if not is_trial(cfg):
                     fit.check_ended(module)
             except Exception as caught:  # a user's network may raise what it likes: its run has failed, that is all
-                error = f"{type(caught).__name__}: {caught}".splitlines()[0]
+                error = kind_and_line(caught)
                 write_text(path / store.TRACEBACK, traceback.format_exc())
 
             # The record: weights, rows, result. From then on the run is done, unless it failed.

@@ -10,9 +10,9 @@ from hydra_plugins.local_launcher import LocalLauncherConf, check_numbers
 from hydra_plugins.ray_launcher import RayLauncherConf
 from hydra_plugins.slurm_launcher import SlurmLauncherConf
 from smallbatch import compose as composing
-from smallbatch.compose import compose
+from smallbatch.compose import compose, parse_words
 from smallbatch.config import Config
-from smallbatch.errors import ConfigError
+from smallbatch.errors import ConfigError, kind_and_line, one_line
 from smallbatch.grids.expand import _set, expand
 from smallbatch.ranges import check_ranges, ranges
 
@@ -107,6 +107,56 @@ def test_a_whole_number_of_blocks_or_a_share_of_them():
     allowed: Any = NUMERIC["trainer.limit_train_batches"]
     assert [value for value in (2, 1, 0.5, 1.0, 0, 0.0, 1.5, -1) if value in allowed] == [2, 1, 0.5, 1.0]
     assert str(allowed) == "must be a whole number in [1, 2147483647], or a share in (0, 1] of all, or null"
+
+
+@pytest.mark.parametrize("word", ["store=", "data.root=", "wandb.project=", "machine.accelerator="])
+def test_a_name_is_not_empty(word):
+    with pytest.raises(ConfigError, match=f"^{word}: must not be empty$"):
+        compose([word])
+
+
+SAYS = {
+    "~batch_size": "~batch_size: a setting cannot be taken away; give it another value, as key=value",
+    "~machine.threads": "~machine.threads: a setting cannot be taken away; give it another value, as key=value",
+    "+batch_size=8": "+batch_size: is a setting already; write batch_size=… without +",
+    "++batch_size=0": f"batch_size=0: {NUMERIC['batch_size']}",
+    "machine=3": "machine=3: is chosen by the name of a file, such as stop=none",
+    "stop.patience=3": "stop.patience: there is no stop; add stop=early_stopping",
+}
+
+
+@pytest.mark.parametrize("word", SAYS)
+def test_what_hydra_says_at_length_is_one_line_with_what_to_write(word):
+    with pytest.raises(ConfigError) as refused:
+        compose([word])
+    assert str(refused.value) == SAYS[word]
+
+
+@pytest.mark.parametrize("word", ["batch_size=range(2,8,0)", "batch_size=range(8,2)", "batch_size=interval(1,2)"])
+def test_an_axis_that_is_none_says_what_to_write(word):
+    with pytest.raises(ConfigError, match=r"^batch_size=.*list the values$"):
+        parse_words([word])
+
+
+@pytest.mark.parametrize("word", ["seeds=0", "seeds=1001", "seeds=x", "seeds=3,5"])
+def test_seeds_are_a_number_of_them(word):
+    with pytest.raises(ConfigError, match=f"^{word}: is how many seeds"):
+        parse_words([word])
+    assert parse_words(["seeds=null", "seed=4"])[0] == {"seed": ["4"]}
+
+
+def test_what_an_exception_says_is_a_line_that_helps():
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise TypeError
+
+    heading = "Error(s) in loading state_dict for Net:\n\tsize mismatch for a.weight\nmore"
+    pydantic = "1 validation error for Settings\nproject\n  String should have at most 128 characters"
+    assert one_line(RuntimeError(heading)) == "Error(s) in loading state_dict for Net: size mismatch for a.weight"
+    assert one_line(ValueError(pydantic)).endswith("project String should have at most 128 characters")
+    assert one_line(ValueError("\nfirst\nsecond")) == "first"
+    assert one_line(KeyError("width")) == kind_and_line(KeyError("width")) == "KeyError: 'width'"
+    assert one_line(Silent()) == kind_and_line(AssertionError()).replace("AssertionError", "Silent") == "Silent"
 
 
 def test_a_value_that_is_known_late_is_checked_late(root):

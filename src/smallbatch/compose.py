@@ -24,15 +24,17 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from smallbatch.config import BEST, SEARCH, Config, register
-from smallbatch.errors import ConfigError
-from smallbatch.ranges import check_ranges, refused
+from smallbatch.errors import ConfigError, one_line
+from smallbatch.ranges import check_ranges, ranges, refused
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
+NAMED = ("store", "data.root", "data.path", "data.name", "model.name", "wandb.project", "machine.accelerator")
 PATHS = ("data.path", "data.root", "store")  # settings that name files, which may have any letter
 _HERE = Path(__file__).resolve()
 CONF = next(path for path in (_HERE.parents[2] / "conf", _HERE.parent / "conf") if path.is_dir())  # or installed
 # Without it Hydra 1.3 would behave as 1.1 did; 1.4 does not want it any more.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if __version__.startswith("1.3") else {}
+_SEEDS: Any = ranges(Config)["seeds"]
 _primary = "train"
 _folders: list[str] = []  # beside CONF, as Hydra's --config-dir adds one
 
@@ -90,6 +92,10 @@ def chooses_files(key: str) -> bool:
 
 def check_names(cfg: DictConfig) -> None:
     """Raise ConfigError for what `+key=value` added where there is no such setting; networks, data … may take more."""
+    if gone := [f.name for f in fields(Config) if f.name not in cfg]:
+        raise ConfigError(f"~{gone[0]}: {_STAYS}")
+    if unnamed := [key for key in NAMED if OmegaConf.select(cfg, key) == ""]:
+        raise ConfigError(f"{unnamed[0]}=: must not be empty")
     known = {f.name: OmegaConf.get_type(cfg, f.name) for f in fields(Config) if f.type is not Any} | {"": Config}
     for group, schema in known.items():
         if is_dataclass(schema):
@@ -233,10 +239,10 @@ def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
             plain.append(override.input_line or "")
         else:
             axes[override.get_key_element()] = _values(override)
-    if number := axes.pop("seeds", None):
-        if "seed" in axes or len(number) > 1 or not number[0].isdecimal() or int(number[0]) < 1:
+    if (number := axes.pop("seeds", ["null"])) != ["null"]:
+        if "seed" in axes or len(number) > 1 or not number[0].isdecimal() or int(number[0]) not in _SEEDS:
             raise ConfigError(
-                f"seeds={','.join(number)}: is how many seeds, 1 up, in place of seed=…; usual are 3, 5, 8"
+                f"seeds={','.join(number)}: is how many seeds, {_SEEDS.interval}, in place of seed=…; usual are 3, 5, 8"
             )
         axes["seed"] = [str(seed) for seed in range(1, int(number[0]) + 1)]
     return axes, plain
@@ -247,7 +253,13 @@ def _values(override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP or not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: a grid takes neither globs nor intervals; list the values")
-    return [str(value) for value in override.sweep_string_iterator()]
+    try:
+        values = [str(value) for value in override.sweep_string_iterator()]
+    except (ValueError, TypeError) as error:  # of range(…)
+        raise ConfigError(f"{override.input_line}: {one_line(error)}; list the values") from None
+    if not values:
+        raise ConfigError(f"{override.input_line}: has no value; list the values")
+    return values
 
 
 def quoted(value: str) -> str:

@@ -166,7 +166,7 @@ def _check_own(plain: dict[str, Any]) -> None:
         node = plain[group]
         if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
             raise ConfigError(
-                f"{group}: its file needs a _target_, what to call, as `_target_: mine.It`"
+                f"{group}={node}: its file in conf/{group}/ needs a _target_, such as `_target_: mine.It`"
             )
     for name, ours in (("lr", "base_lr"), ("weight_decay", "weight_decay")):
         if name in plain["optimizer"]:

@@ -21,6 +21,7 @@ from smallbatch.claims.statistics import REFUTED, SUPPORTED
 from smallbatch.claims.text import told
 from smallbatch.cli import is_beside
 from smallbatch.compose import parse_words
+from smallbatch.config import Config
 from smallbatch.data import describe
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, NotYet
@@ -30,8 +31,10 @@ from smallbatch.grids.expand import expand, stages
 from smallbatch.grids.price import Prices, expected_share, price_of, rest_of_search, words
 from smallbatch.grids.summary import Tell
 from smallbatch.grids.sweep import Launch, train_grid
+from smallbatch.ranges import ranges, refused
 from smallbatch.store import Record
 
+RANGE: Any = ranges(Config)["hours"]
 Train = Callable[[list[str], Tell | None], bool]
 
 
@@ -84,8 +87,8 @@ def _hours(given: list[str]) -> float | None:
         hours = None if given == ["null"] else float(" ".join(given))
     except ValueError:
         hours = 0.0
-    if hours is not None and not 0 < hours < float("inf"):
-        raise ConfigError(f"hours={','.join(given)}: is a number above 0, such as 1.5")
+    if len(given) > 1 or hours not in RANGE:
+        raise ConfigError(refused(Config, "hours", ",".join(given)))
     return hours
 
 

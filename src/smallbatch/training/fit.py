@@ -159,6 +159,8 @@ def _logger(node: DictConfig, run: Run, folder: Path) -> Logger | bool:
         made: Logger = target(**arguments)
     except ImportError as error:
         raise ConfigError(f"logger={name}: {one_line(error)}") from None
+    if not isinstance(made, Logger):
+        raise ConfigError(f"logger={name}: is no logger of Lightning; name one in its _target_")
     return made
 
 

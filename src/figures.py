@@ -26,7 +26,7 @@ from smallbatch import answer, cli, store
 from smallbatch.claims import judge, text
 from smallbatch.claims.judge import Row
 from smallbatch.claims.needs import whole
-from smallbatch.compose import parse_words
+from smallbatch.compose import parse_settings
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, NotYet
 from smallbatch.figures import draw, panels
@@ -185,7 +185,7 @@ def _conclude(pictures: list[Picture], claims: dict[str, list[Row]], ended: Ende
 
 def _draw_chosen(words: list[str], records: dict[str, Record], out: Path, margin: float) -> Drawn:
     """The runs whose columns match. Raises ConfigError if they differ in more than a sweep varies."""
-    frame = select(table(records.values()), parse_words(words)[0])
+    frame = select(table(records.values()), parse_settings(words))
     if frame.empty:
         raise ConfigError(f"no run matches {' '.join(words)}")
     if frame["setting"].nunique() > 1:

@@ -15,6 +15,7 @@ from smallbatch.config import Config
 from smallbatch.errors import ConfigError, kind_and_line, one_line
 from smallbatch.grids.expand import _set, expand
 from smallbatch.ranges import check_ranges, ranges
+from smallbatch.run import make_run
 
 LAUNCHERS = (LocalLauncherConf, SlurmLauncherConf, RayLauncherConf)
 NUMERIC = ranges(Config)
@@ -107,6 +108,38 @@ def test_a_whole_number_of_blocks_or_a_share_of_them():
     allowed: Any = NUMERIC["trainer.limit_train_batches"]
     assert [value for value in (2, 1, 0.5, 1.0, 0, 0.0, 1.5, -1) if value in allowed] == [2, 1, 0.5, 1.0]
     assert str(allowed) == "must be a whole number in [1, 2147483647], or a share in (0, 1] of all, or null"
+
+
+@pytest.mark.parametrize("node", [{}, ["a"], "text", {"name": "x"}, {"_target_": None}, {"_target_": 3}])
+def test_a_file_of_ones_own_without_a_target_is_told_what_it_needs(root, node):
+    cfg = compose([f"data.root={root}"])
+    OmegaConf.set_struct(cfg, False)
+    cfg.model = node
+    with pytest.raises(ConfigError, match=r"^model=.*: its file in conf/model/ needs a _target_"):
+        make_run(cfg)
+
+
+@pytest.mark.parametrize(("name", "ours"), [("lr", "base_lr"), ("weight_decay", "weight_decay")])
+def test_an_optimizer_has_no_rate_or_decay_beside_ours(root, name, ours):
+    with pytest.raises(ConfigError, match=rf"^optimizer\.{name}=0\.1: leave it out, and set {ours}$"):
+        make_run(compose([f"data.root={root}", f"+optimizer.{name}=0.1"]))
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize(
+    "words",
+    [["machine.accelerator=foo"], ["schedule._target_=math.nope"], ["schedule._target_=math.sin"],
+     ["+logger._target_=torch.nn.Identity"], ["optimizer._target_=torch.optim.LBFGS"]],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_what_no_run_can_have_is_told_before_one_is_touched(root, tmp_path, words):
+    from smallbatch.training.train import train
+
+    small = ["data=digits16", "model=resnet8", "epochs=1", "data.train_size=64", "data.test_size=40", "progress=false"]
+    with pytest.raises(ConfigError) as refused:
+        train(compose([*small, f"data.root={root}", f"store={tmp_path / 'runs'}", *words]), print)
+    assert words[0].lstrip("+").partition(".")[0] in str(refused.value)
+    assert [path.name for path in tmp_path.glob("runs/*") if path.name != ".refused"] == []
 
 
 @pytest.mark.parametrize("word", ["store=", "data.root=", "wandb.project=", "machine.accelerator="])

@@ -89,6 +89,14 @@ def test_words_are_settings_that_runs_have(command, folder):
     assert listed(command, folder, "machine.threads=3", "progress=false") == 5  # no part of a run
 
 
+def test_a_word_that_chooses_nothing_is_refused(command, folder):
+    assert listed(command, folder, f"++store={folder}") == 5
+    assert listed(command, folder, "schedule.drops=[0.5,0.75]") == 5
+    for word in ("+new=3", "~model"):
+        assert listed(command, folder, word) == f"error: {word}: runs are chosen by key=value"
+    assert "write store=… without +" in str(listed(command, folder, "+store=x"))
+
+
 def test_words_that_name_figures_mean_the_figures_runs(command, folder):
     assert listed(command, folder, "figure=fig01", "scale=smoke") == 4
     assert listed(command, folder, "figure=fig01", "scale=smoke", "batch_size=8") == 2

@@ -23,7 +23,7 @@ import pandas as pd
 from smallbatch import machine
 from smallbatch import store as folders
 from smallbatch.code import changed
-from smallbatch.compose import PATHS, add_config_dir, compose, config_dirs, parse_words, quoted, whole_paths
+from smallbatch.compose import PATHS, add_config_dir, compose, config_dirs, parse_settings, quoted, whole_paths
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.processes import in_parallel
@@ -66,7 +66,7 @@ def runs(store: str | Path = STORE, **settings: Any) -> pd.DataFrame:
     Raises ConfigError for what is no setting of these runs.
     """
     frame = table(folders.ended(Path(store)).values())
-    return select(frame, parse_words(_words(settings))[0]) if settings and len(frame) else frame
+    return select(frame, parse_settings(_words(settings))) if settings and len(frame) else frame
 
 
 def load(key: str, store: str | Path = STORE) -> Trained:

@@ -56,10 +56,10 @@ def sort(words: list[str], config_dir: str | None) -> tuple[list[str], DictConfi
 def is_beside(word: str) -> bool:
     """Whether a word is no part of a run.
 
-    >>> is_beside("machine.threads=2"), is_beside("batch_size=2")
-    (True, False)
+    >>> is_beside("machine.threads=2"), is_beside("++store=x"), is_beside("batch_size=2")
+    (True, True, False)
     """
-    return word.partition("=")[0].partition(".")[0].partition("/")[0] in BESIDE
+    return word.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0] in BESIDE
 
 
 @contextmanager

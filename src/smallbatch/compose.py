@@ -28,7 +28,7 @@ from smallbatch.errors import ConfigError, one_line
 from smallbatch.ranges import check_ranges, ranges, refused
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
-NAMED = ("store", "data.root", "data.path", "data.name", "model.name", "wandb.project", "machine.accelerator")
+NAMED = ("store", "data.root", "data.path", "wandb.project", "machine.accelerator")
 PATHS = ("data.path", "data.root", "store")  # settings that name files, which may have any letter
 _HERE = Path(__file__).resolve()
 CONF = next(path for path in (_HERE.parents[2] / "conf", _HERE.parent / "conf") if path.is_dir())  # or installed
@@ -94,8 +94,6 @@ def check_names(cfg: DictConfig) -> None:
     """Raise ConfigError for what `+key=value` added where there is no such setting; networks, data … may take more."""
     if gone := [f.name for f in fields(Config) if f.name not in cfg]:
         raise ConfigError(f"~{gone[0]}: {_STAYS}")
-    if unnamed := [key for key in NAMED if OmegaConf.select(cfg, key) == ""]:
-        raise ConfigError(f"{unnamed[0]}=: must not be empty")
     known = {f.name: OmegaConf.get_type(cfg, f.name) for f in fields(Config) if f.type is not Any} | {"": Config}
     for group, schema in known.items():
         if is_dataclass(schema):
@@ -106,9 +104,14 @@ def check_names(cfg: DictConfig) -> None:
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise ConfigError for a number that makes no sense; one written as ${…} is known when it is used."""
+    """Raise ConfigError for a number that makes no sense, or an empty name; ${…} is known when it is used."""
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     check_ranges(Config, plain, (SEARCH, BEST))
+    for key in NAMED:
+        group, _, name = key.rpartition(".")
+        node = plain.get(group) if group else plain
+        if isinstance(node, dict) and node.get(name) == "":
+            raise ConfigError(f"{key}=: must not be empty")
 
 
 @contextmanager
@@ -246,6 +249,14 @@ def parse_words(arguments: list[str]) -> tuple[Axes, list[str]]:
             )
         axes["seed"] = [str(seed) for seed in range(1, int(number[0]) + 1)]
     return axes, plain
+
+
+def parse_settings(words: list[str]) -> Axes:
+    """The settings that words choose runs by. Raises ConfigError, also for `+new=…` and `~gone`, which no run has."""
+    axes, plain = parse_words(words)
+    if plain:
+        raise ConfigError(f"{plain[0]}: runs are chosen by key=value")
+    return axes
 
 
 def _values(override: Override) -> list[str]:

@@ -72,7 +72,7 @@ def settle(arguments: list[str], launch: Launch, cfg: DictConfig, tell: Tell) ->
     train = partial(train_grid, launch, cfg)
     try:
         with clock.running():
-            if "settle" in given:
+            if given.get("settle", ["null"]) != ["null"]:
                 return _settle_claims(given["settle"], rest, cfg, train, clock)
             return _settle_answer(rest, cfg, train, tell, clock)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Run records as one pandas table, and the choice of rows from it."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -68,8 +69,11 @@ def keep(records: dict[str, Record], query: str | None) -> dict[str, Record]:
     if query is None or not records:
         return records
     try:
-        kept = table(records.values()).query(query, engine="python", local_dict={}, global_dict={})
-        return {key: records[key] for key in kept["key"]}
+        frame = table(records.values())
+        chosen = frame.eval(query, engine="python", local_dict={}, global_dict={})
+        if not (isinstance(chosen, pd.Series) and chosen.dtype == bool):
+            raise ValueError("is true or false of no run")
+        return {key: records[key] for key in frame["key"][chosen]}
     except Exception as error:  # pandas raises a dozen kinds
         reason = one_line(error)
         raise ConfigError(f"--where {query!r}: {reason}; write a condition on columns, as score > 0.5") from None
@@ -89,6 +93,7 @@ def select(frame: pd.DataFrame, wanted: dict[str, list[str]]) -> pd.DataFrame:
             hint = did_you_mean(name, settings).strip() or there
             raise ConfigError(f"{name}: these runs have no such setting; {hint}")
         texts = [_TYPED.get(value, value.strip("'\"")) for value in values]
+        texts = [re.sub(r",\s*", ", ", text) if text.startswith("[") else text for text in texts]  # as Python has it
         if is_float_dtype(frame[name]) and "null" not in texts:
             chosen = frame[name].isin([parse_power(v) for v in texts])
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from smallbatch import store
-from smallbatch.compose import CONF, parse_words
+from smallbatch.compose import CONF, parse_settings, parse_words
 from smallbatch.config import Draw, Figure
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError
@@ -80,7 +80,7 @@ def chosen(folders: Path, words: list[str], where: str | None, statuses: Contain
 
 def _keys(words: list[str], records: dict[str, Record]) -> Iterable[str]:
     if not names_figures(words):
-        return select(table(records.values()), parse_words(words)[0])["key"].tolist()
+        return select(table(records.values()), parse_settings(words))["key"].tolist()
     asked, ended = Asked.of(words), Ended(records)
     keys: dict[str, None] = {}
     for gathered, problems in (gather(asked, scale, ended) for scale in asked.scales):

@@ -159,7 +159,7 @@ def _without_refused(grid: Grid, results: Results, devices: int) -> Grid:
     for point in results.missing:
         run = point.run
         sizes = min(run.bn_batch_size or run.batch_size, 2) if devices == 1 else (run.batch_size, run.bn_batch_size)
-        kind = str((run.model, run.norm, run.data, run.optimizer, run.weight_decay > 0, sizes))
+        kind = str((run.model, run.norm, run.data, run.loss, run.schedule, run.optimizer, run.weight_decay > 0, sizes))
         if kind not in verdicts:
             try:
                 trial(run, load(point.images), results.folders, devices)

@@ -16,6 +16,7 @@ from smallbatch.files import write_text
 from smallbatch.models import build
 from smallbatch.models.norm import GhostBatchNorm
 from smallbatch.run import Run
+from smallbatch.training.schedule import make_schedule
 from smallbatch.training.step import make_loss, make_optimizer
 
 
@@ -51,6 +52,8 @@ def _step(run: Run, images: Images) -> None:
         if not isinstance(logits, Tensor) or logits.shape != (m, images.classes):
             given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ConfigError(f"{network} gives {given} instead of logits of shape ({m}, {images.classes})")
+        with _blaming(f"schedule: {run.schedule._target_}"):
+            float(make_schedule(run.schedule, 1)(0))
         with _blaming(f"loss: {run.loss['_target_']}"):
             loss = make_loss(run)(logits, y)
             loss.backward()

@@ -21,7 +21,7 @@ def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:
     settings = {k: v for k, v in run.optimizer.items() if k not in ("_target_", "name")}
     offered = accepted(target, {"weight_decay": run.weight_decay, "fused": True})
     if run.weight_decay and "weight_decay" not in {**offered, **settings}:
-        raise ConfigError(f"{run.optimizer['_target_']} takes no weight_decay; set weight_decay=0")
+        raise ConfigError(f"optimizer: {run.optimizer['_target_']} takes no weight_decay; set weight_decay=0")
     arguments = {**offered, "lr": run.base_lr * run.batch_size, **settings}
     check_call(target, arguments, "optimizer", parameters)
     try:

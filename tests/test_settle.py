@@ -120,7 +120,7 @@ def test_claims_on_several_figures_are_settled_the_cheapest_first(budget, capsys
         (["settle=C6", *FIG01], "settle=C6: rests on other figures: figure=fig05"),
         (["settle=C4", "batch_size=8"], "goes with figure="),
         (["settle=C4", "figure=fig01", "scale=smoke,reduced"], "one scale="),
-        (["hours=0", *FIG01], "hours=0: is a number above 0"),
+        (["hours=0", *FIG01], "hours=0: must be a number in"),
         (["hours=soon", *FIG01], "hours=soon"),
     ],
 )

@@ -18,7 +18,7 @@ def one_line(error: BaseException) -> str:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     except Exception:  # of a class of a user's
         lines = []
-    if not lines or isinstance(error, KeyError):  # which says the key alone
+    if not lines or isinstance(error, KeyError | SystemExit):  # which say a key or number alone
         return ": ".join([type(error).__name__, *lines[:1]])
     is_pydantic = "validation error" in lines[0]  # the field stands before the reason
     return " ".join(lines[: 3 if is_pydantic else 2 if lines[0].endswith(":") else 1])

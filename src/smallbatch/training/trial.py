@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from smallbatch.data.arrays import Images
-from smallbatch.errors import ConfigError, kind_and_line
+from smallbatch.errors import ConfigError, one_line
 from smallbatch.files import write_text
 from smallbatch.models import build
 from smallbatch.models.norm import GhostBatchNorm
@@ -87,4 +87,4 @@ def _blaming(what: str) -> Iterator[None]:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{what}: {kind_and_line(error)}") from error
+        raise ConfigError(f"{what}: {one_line(error)}") from error

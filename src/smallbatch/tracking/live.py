@@ -49,7 +49,14 @@ class Uploader:
     """The process that uploads to one place, one run after the other. Raises OSError if it cannot be started."""
 
     def __init__(self, place: Place) -> None:
-        command = [sys.executable, "-P", "-m", upload.__name__, json.dumps(asdict(place), default=str)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            upload.__name__,
+            json.dumps(asdict(place), default=str),
+            str(os.getpid()),
+        ]
         source = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             command,

@@ -86,7 +86,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def library() -> Iterator[Any]:
-    """wandb, which prints nothing, while the process has `environment`; it reads that at import and at its setup."""
+    """wandb, while the process has `environment`, which wandb reads at its import and at its setup."""
     before, ours = dict(os.environ), environment()
     for name in before.keys() - ours.keys():
         del os.environ[name]
@@ -94,11 +94,15 @@ def library() -> Iterator[Any]:
     try:
         import wandb
 
-        wandb.setup(settings=wandb.Settings(silent=True, sagemaker_disable=True))
         yield wandb
     finally:
         os.environ.pop("WANDB_ERROR_REPORTING")
         os.environ.update({name: value for name, value in before.items() if name.startswith("WANDB_")})
+
+
+def silent(wandb: Any) -> Any:
+    """Settings of all of wandb: to print nothing, and to be what we say wherever it runs."""
+    return wandb.Settings(silent=True, sagemaker_disable=True)
 
 
 # --- before training
@@ -129,18 +133,18 @@ def checked(place: Place, say: Say) -> Place:
     """The place itself; `say` hears of a sweep of W&B's. Raises ConfigError for what wandb does not take."""
     if place.mode == "disabled":
         return place
-    given = {name: os.environ.get(f"WANDB_{name.upper()}") or None for name in ("base_url", "api_key")}
+    given = {f"WANDB_{name}": os.environ.get(f"WANDB_{name}") for name in ("BASE_URL", "API_KEY")}
+    by_variable = os.environ.get("WANDB_PROJECT") == place.project
+    given["WANDB_PROJECT" if by_variable else "wandb.project"] = place.project
     with library() as wandb:
-        for name, value in (given | {"project": place.project}).items():
+        for asked, value in given.items():
             try:
-                wandb.Settings(**{name: value} if value else {})
-            except Exception as error:  # pydantic's or wandb's own; neither line may show a key
+                wandb.Settings(**{asked[len("WANDB_") :].lower(): value} if value else {})
+            except Exception as error:  # pydantic's or wandb's own; neither line shows a key
                 reason = error.errors()[0]["msg"] if hasattr(error, "errors") else one_line(error)
-                variable = f"WANDB_{name.upper()}"
-                asked = variable if os.environ.get(variable) == value else f"wandb.{name}"
                 raise ConfigError(f"{asked}: {reason}") from None
     if present := [name for name in OF_A_SWEEP if os.environ.get(name)]:
-        say(f"W&B: {' and '.join(present)} decide no id: a run's is its key, and it is no part of a W&B sweep")
+        say(f"W&B: a run's id is its key, whatever {', '.join(present)} says, and it is no part of a W&B sweep")
     return place
 
 
@@ -166,7 +170,7 @@ def login() -> tuple[bool, str]:
     import requests
 
     with library() as wandb:
-        settings = wandb.setup().settings
+        settings = wandb.setup(settings=silent(wandb)).settings
     netrc = requests.utils.get_netrc_auth(settings.base_url)
     return bool(settings.api_key or settings.identity_token_file or netrc), settings.base_url
 

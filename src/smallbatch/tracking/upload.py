@@ -9,16 +9,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from smallbatch import store
 from smallbatch.errors import one_line
 from smallbatch.files import parse_json, read_text
 from smallbatch.record import make_row
 from smallbatch.run import Run
+from smallbatch.signals import end_with
 from smallbatch.tracking.page import Page
 from smallbatch.tracking.place import Place, answers, with_mode
 
@@ -69,20 +69,14 @@ class Uploads:
 
 
 def run(place: Place, lines: Iterable[str]) -> None:
-    """Take line after line; at their end, or that of the process that writes them, close what is open."""
+    """Take line after line. What is open at their end is left so: the process that trained was killed."""
     uploads = Uploads(place if place.mode else with_mode(place, say))
     for line in lines:
         what, path = json.loads(line)
-        attempt(uploads.take, what, Path(path))
-    attempt(uploads.leave)
-
-
-def attempt(job: Callable[..., None], *arguments: Any) -> None:
-    """What wandb raises, even SystemExit, is a line of ours, and said once."""
-    try:
-        job(*arguments)
-    except BaseException as error:
-        say(trouble(one_line(error)))
+        try:
+            uploads.take(what, Path(path))
+        except BaseException as error:  # wandb may even raise SystemExit
+            say(trouble(one_line(error)))
 
 
 @cache
@@ -93,6 +87,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     """What this process does."""
+    end_with(int(sys.argv[2]))
     given = json.loads(sys.argv[1])
     place = Place(**given | {"tags": tuple(given["tags"]), "folder": Path(given["folder"])})
     try:

@@ -23,7 +23,7 @@ from smallbatch.store import NOTE
 from smallbatch.tracking import upload
 from smallbatch.tracking.place import Place, Say, environment, is_followed
 
-PATIENCE = 8.0  # seconds that the end of a process waits for W&B
+PATIENCE = 7.0  # seconds that the end of a process waits for W&B
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def login() -> tuple[bool, str]:
     import requests
 
     with library() as wandb:
-        settings = wandb.setup(settings=silent(wandb)).settings
+        settings = wandb.sdk.wandb_setup.singleton().settings  # wandb.setup would start a process
     netrc = requests.utils.get_netrc_auth(settings.base_url)
     return bool(settings.api_key or settings.identity_token_file or netrc), settings.base_url
 

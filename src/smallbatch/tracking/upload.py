@@ -90,10 +90,9 @@ def main() -> None:
     end_with(int(sys.argv[2]))
     given = json.loads(sys.argv[1])
     place = Place(**given | {"tags": tuple(given["tags"]), "folder": Path(given["folder"])})
-    try:
-        run(place, sys.stdin)
-    finally:
-        os._exit(0)  # wandb would wait for what it gave up
+    run(place, sys.stdin)
+    if say.cache_info().currsize:  # there was trouble, and wandb would wait for what it gave up
+        os._exit(0)
 
 
 if __name__ == "__main__":

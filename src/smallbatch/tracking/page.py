@@ -15,7 +15,7 @@ from smallbatch.files import parse_json, read_text, write_text
 from smallbatch.record import Record, Row, fits
 from smallbatch.run import Run
 from smallbatch.store import NOTE
-from smallbatch.tracking.place import Place, library, silent
+from smallbatch.tracking.place import Place, library
 
 WAIT = 30.0  # seconds that W&B gets to open a run, and to take what it was given of one
 INTERRUPTED = 255  # wandb's own exit code for Ctrl-C
@@ -129,7 +129,6 @@ def open_run(place: Place, **arguments: Any) -> Any:
     with tempfile.TemporaryFile(dir=place.files) as file:  # else wandb goes to the system's temporary folder
         file.write(b"x")
     with library() as wandb:
-        wandb.setup(settings=silent(wandb))
         settings = wandb.Settings(
             silent=True,
             console="off",

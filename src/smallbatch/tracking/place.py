@@ -17,6 +17,10 @@ from smallbatch.config import WandbMode, is_trial
 from smallbatch.errors import ConfigError, SmallBatchError, one_line
 
 PASSED = ("WANDB_BASE_URL", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CREDENTIALS_FILE", "WANDB_CONFIG_DIR")
+QUIET = {  # to print nothing, and to be what we say wherever it runs
+    **{"WANDB_SILENT": "true", "WANDB_SAGEMAKER_DISABLE": "true"},
+    "WANDB_ERROR_REPORTING": "false",  # to W&B itself: it prints to the terminal when the server is away
+}
 OF_A_SWEEP = ("WANDB_SWEEP_ID", "WANDB_RUN_ID")
 # W&B's other words for a mode; `shared` is for several writers of a run, and ours have one.
 ALIASES = {"dryrun": "offline", "run": "online", "shared": "online"}
@@ -78,10 +82,9 @@ def _mode(word: str | None) -> str | None:
 
 def environment() -> dict[str, str]:
     """This process's, without the variables of W&B that it is not to see."""
-    # Not to W&B's own error reports: they print to the terminal when the server is away.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     ours = kept | {name: os.environ[name] for name in PASSED if os.environ.get(name)}
-    return ours | {"WANDB_ERROR_REPORTING": "false"}
+    return ours | QUIET
 
 
 @contextmanager
@@ -96,13 +99,9 @@ def library() -> Iterator[Any]:
 
         yield wandb
     finally:
-        os.environ.pop("WANDB_ERROR_REPORTING")
+        for name in QUIET:
+            del os.environ[name]
         os.environ.update({name: value for name, value in before.items() if name.startswith("WANDB_")})
-
-
-def silent(wandb: Any) -> Any:
-    """Settings of all of wandb: to print nothing, and to be what we say wherever it runs."""
-    return wandb.Settings(silent=True, sagemaker_disable=True)
 
 
 # --- before training

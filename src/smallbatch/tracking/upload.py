@@ -68,8 +68,8 @@ class Uploads:
             page.close(store.read(self.folder))
 
 
-def run(place: Place, lines: Iterable[str]) -> None:
-    """Take line after line. What is open at their end is left so: the process that trained was killed."""
+def run(place: Place, lines: Iterable[str]) -> bool:
+    """Take line after line; whether all is well at their end. A page that is open then is that of a killed process."""
     uploads = Uploads(place if place.mode else with_mode(place, say))
     for line in lines:
         what, path = json.loads(line)
@@ -77,6 +77,7 @@ def run(place: Place, lines: Iterable[str]) -> None:
             uploads.take(what, Path(path))
         except BaseException as error:  # wandb may even raise SystemExit
             say(trouble(one_line(error)))
+    return uploads.page is None and not say.cache_info().currsize
 
 
 @cache
@@ -90,9 +91,8 @@ def main() -> None:
     end_with(int(sys.argv[2]))
     given = json.loads(sys.argv[1])
     place = Place(**given | {"tags": tuple(given["tags"]), "folder": Path(given["folder"])})
-    run(place, sys.stdin)
-    if say.cache_info().currsize:  # there was trouble, and wandb would wait for what it gave up
-        os._exit(0)
+    if not run(place, sys.stdin):
+        os._exit(0)  # wandb would wait for what it gave up, and call finished what was killed
 
 
 if __name__ == "__main__":

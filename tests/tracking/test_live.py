@@ -23,7 +23,7 @@ from smallbatch.errors import ConfigError
 from smallbatch.grids.expand import Grid, expand
 from smallbatch.grids.sweep import for_points
 from smallbatch.run import make_run
-from smallbatch.tracking import place
+from smallbatch.tracking import live, place
 from smallbatch.training.fit import KeepRun
 from smallbatch.training.module import SmallBatch
 from train import train
@@ -489,6 +489,7 @@ def fail_at_four():
 def _train_all(points, environment):
     """As a grid's worker does: one run after the other, but for those that another process has."""
     os.environ.update(environment)
+    live.PATIENCE = 60.0  # this is about what W&B gets, on a busy machine too
     fail_at_four()
     said = Path(points[0][1].store).parent / "said"
     for _, cfg in points:

@@ -23,7 +23,7 @@ def happens(tmp_path, monkeypatch, capsys):
 
         class FakePage:
             def __init__(self, run, path, place):
-                self.name = path.name
+                self.name, self.path = path.name, path
 
             def do(self, what, *values):
                 done.append((self.name, what, *values))

@@ -49,17 +49,10 @@ class Uploader:
     """The process that uploads to one place, one run after the other. Raises OSError if it cannot be started."""
 
     def __init__(self, place: Place) -> None:
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            upload.__name__,
-            json.dumps(asdict(place), default=str),
-            str(os.getpid()),
-        ]
+        where = json.dumps(asdict(place), default=str)
         source = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, "-P", "-m", upload.__name__, where, str(os.getpid())],
             env=environment() | {"PYTHONPATH": source},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -84,7 +77,7 @@ class Uploader:
     def hear(self) -> None:
         """Pass on its lines."""
         with suppress(BlockingIOError):
-            for line in os.read(self.back, 1 << 16).decode().splitlines():
+            for line in os.read(self.back, 1 << 16).decode(errors="replace").splitlines():
                 self.say(line)
 
     def end(self) -> None:

@@ -42,8 +42,8 @@ class Uploads:
     def take(self, what: str, path: Path) -> None:
         """Do what is to be done when something happened to a run."""
         if what in (BEGINS, AGAIN):
-            self.leave()
             self.folder, self.afresh, self.tried = path, what == BEGINS, -RETRY
+            self.leave()  # one whose end was not told
         if self.page is None and time.monotonic() - self.tried >= RETRY:
             self.open()
         if self.page and what == EPOCH:
@@ -62,10 +62,10 @@ class Uploads:
         self.page = page
 
     def leave(self) -> None:
-        """Close the page with what the folder has."""
+        """Close the page with what its folder has."""
         page, self.page = self.page, None
         if page:
-            page.close(store.read(self.folder))
+            page.close(store.read(page.path))
 
 
 def run(place: Place, lines: Iterable[str]) -> bool:

@@ -37,7 +37,7 @@ from smallbatch.files import write_text
 from smallbatch.store import Record
 from smallbatch.table import differences, keep, select, table
 from smallbatch.tracking import project
-from smallbatch.tracking.live import Place, settled
+from smallbatch.tracking.place import Place, settled
 
 MOST_NAMED = 20  # missing runs of one figure
 

@@ -21,7 +21,8 @@ from smallbatch import cli, lock, store
 from smallbatch.errors import one_line
 from smallbatch.figures.collect import chosen
 from smallbatch.store import Record
-from smallbatch.tracking import live
+from smallbatch.tracking import page
+from smallbatch.tracking.place import Place, answers, settled
 
 
 def main() -> None:
@@ -34,29 +35,29 @@ def main() -> None:
         words, cfg = cli.sort([*arguments.words, "wandb.mode=online"], arguments.config_dir)
         folders = Path(cfg.store)
         records = chosen(folders, words, arguments.where, (*store.ENDED, "failed"))
-        place = live.settled(live.Place.of(cfg), print)
+        place = settled(Place.of(cfg), print)
         given = {word.removeprefix("wandb.").partition("=")[0] for word in arguments.words if word.startswith("wandb.")}
         failed = _publish({store.folder(folders, record.run): record for record in records}, place, given)
         if failed:
             sys.exit(f"error: {failed} not uploaded; the same command goes on with them")
 
 
-def _publish(records: dict[Path, Record], place: live.Place, given: set[str]) -> int:
+def _publish(records: dict[Path, Record], place: Place, given: set[str]) -> int:
     """Upload, and say how many there were; returns how many could not be."""
     uploaded = failed = 0
     for path, record in tqdm(records.items(), unit="run", disable=None):
-        there = live.noted_place(path, place, given)
-        if lock.holder(path) or live.is_uploaded(path, record, there):
+        there = page.noted_place(path, place, given)
+        if lock.holder(path) or page.is_uploaded(path, record, there):
             continue
         try:
-            page = live.Page(record.run, path, there)
-            page.open()
-            page.close(record)
+            there_now = page.Page(record.run, path, there)
+            there_now.open()
+            there_now.close(record)
             uploaded += 1
         except Exception as error:  # wandb's are of many kinds
             failed += 1
             tqdm.write(f"{record.run.label}: {one_line(error)}", file=sys.stderr)
-            if not live.answers():
+            if not answers():
                 failed += len(records) - uploaded - failed
                 break
     print(f"{len(records)} runs: {uploaded} uploaded, {len(records) - uploaded - failed} there already")

@@ -34,7 +34,8 @@ from smallbatch.powers import format_power
 from smallbatch.store import Record
 from smallbatch.table import keep
 from smallbatch.tracking import project
-from smallbatch.tracking.live import Place, login, read_note, wandb_errors
+from smallbatch.tracking.page import read_note
+from smallbatch.tracking.place import Place, login, wandb_errors
 
 TITLE = "Revisiting small batch training, reproduced"
 MOST = 100  # runs that a panel of W&B averages unless told otherwise, a sample of what there is (wandb/wandb#3404)

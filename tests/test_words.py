@@ -67,7 +67,7 @@ def test_every_command_takes_store_and_says_in_one_line_that_there_is_nothing(na
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_refuses_what_is_no_setting(name, command, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(publish.live, "settled", lambda place, say: place)
+    monkeypatch.setattr(publish, "settled", lambda place, say: place)
     monkeypatch.setattr(report, "login", lambda: (False, "http://here"))
     module, first = COMMANDS[name]
     figure = ["figure=fig01", "scale=smoke"] if name in ("plan", "report") else []

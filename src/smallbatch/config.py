@@ -244,9 +244,9 @@ class DigitsData(Data):
 class Wandb:
     """Where runs go in Weights & Biases with `logger=wandb`; never part of a run's identity."""
 
-    mode: WandbMode | None = None  # null: online with a login and a server that answers, else offline
-    entity: str | None = None  # null: your default one
-    project: str = "smallbatch"
+    mode: WandbMode | None = None  # null: WANDB_MODE, else online with a login and a server that answers
+    entity: str | None = None  # null: WANDB_ENTITY, else your default one
+    project: str | None = None  # null: WANDB_PROJECT, else smallbatch
     group: str | None = None  # null: the figure or grid
     tags: list[str] = field(default_factory=list)
     notes: str | None = None

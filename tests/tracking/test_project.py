@@ -17,9 +17,9 @@ from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.run import Run
 from smallbatch.store import Record
 from smallbatch.table import table
-from smallbatch.tracking import live, project
+from smallbatch.tracking import page, place, project
 
-PLACE = live.Place("online", "us", "paper", None, (), None, Path())
+PLACE = place.Place("online", "us", "paper", None, (), None, Path())
 
 
 def make(batch_size=8, status="finished", loss=0.5, momentum=0.0) -> Record:
@@ -70,8 +70,8 @@ def through_json(value):
 class FakeRun:
     def __init__(self, record: Record, failures: int = 0) -> None:
         self.id, self.failures = record.run.key, failures
-        self.config = through_json(live._config(record.run))
-        self.summary_metrics = through_json(live._summary(record)) | {"_step": 3}
+        self.config = through_json(page._config(record.run))
+        self.summary_metrics = through_json(page._summary(record)) | {"_step": 3}
         self.history = [through_json(row) | {"_step": row["epoch"], "_timestamp": 1.5} for row in record.rows]
 
     def scan_history(self):
@@ -165,7 +165,7 @@ def test_a_project_that_is_not_there_is_one_line():
 def test_without_a_login_reading_is_refused(monkeypatch):
     monkeypatch.setattr(project, "login", lambda: (False, "http://here"))
     with pytest.raises(ConfigError, match="no login for http://here; say `wandb login`"):
-        project.records(live.Place.of(compose([])))
+        project.records(place.Place.of(compose([])))
 
 
 class OpenRun:

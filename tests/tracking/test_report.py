@@ -18,8 +18,8 @@ from smallbatch import store
 from smallbatch.ended import Ended
 from smallbatch.figures.collect import Asked, collect
 from smallbatch.grids.expand import expand
-from smallbatch.store import Record
-from smallbatch.tracking.live import NOTE, Place
+from smallbatch.store import NOTE, Record
+from smallbatch.tracking.place import Place
 from smallbatch.tracking.project import groups
 
 REPOSITORY = Path(__file__).parents[2]

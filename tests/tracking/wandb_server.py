@@ -10,12 +10,14 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -67,18 +69,23 @@ def start(program: Path, folder: Path) -> tuple[subprocess.Popen, str]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{address}/api/v1/viewer", timeout=5)
-            return process, address
+            with urllib.request.urlopen(f"{address}/api/v1/viewer", timeout=5):
+                break
         except urllib.error.HTTPError:
-            return process, address
+            break
         except OSError:
             time.sleep(0.1)
-    process.kill()
-    raise TimeoutError((folder / "log").read_text())
+    else:
+        process.kill()
+        raise TimeoutError((folder / "log").read_text())
+    # It would hash the key slowly at each request, seconds on a busy machine; the default key passes without its row.
+    with closing(sqlite3.connect(next((folder / "data").rglob("*.db")))) as database, database:
+        assert database.execute("DELETE FROM api_keys").rowcount == 1
+    return process, address
 
 
 class Recorder(ThreadingHTTPServer):
-    """Passes on to `upstream`; `fault`: "500" or "hang" for every further request."""
+    """Passes on to `upstream`; `fault` for every further request: "500", "401", "hang", "slow" or "half"."""
 
     daemon_threads = True
     block_on_close = False
@@ -147,16 +154,21 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         self.server.bodies.append(body)
-        if self.server.fault == "hang":
-            time.sleep(600)
-        status, reply = (500, b"") if self.server.fault or not self.server.upstream else self.pass_on(_named(body))
+        fault = self.server.fault
+        if fault in ("hang", "slow"):
+            time.sleep(600 if fault == "hang" else 3)
+        if fault in ("500", "401") or not self.server.upstream:
+            status, reply = int(fault or 500), b""
+        else:
+            status, reply = self.pass_on(_named(body))
         if status == 200:
             reply = self.note(body, reply)
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(reply)))
         self.end_headers()
-        self.wfile.write(reply)
+        self.wfile.write(reply[: len(reply) // 2] if fault == "half" else reply)
+        self.close_connection |= fault == "half"
 
     do_GET = do_POST = do_PUT = do_HEAD = answer
 

@@ -23,7 +23,7 @@ from smallbatch.grids.price import Prices, price_of, rest_of_search, words
 from smallbatch.grids.progress import Progress, Results, Workers, few, runs, sizes
 from smallbatch.grids.summary import Tell, sum_up
 from smallbatch.run import Run
-from smallbatch.tracking.live import Place, settled
+from smallbatch.tracking.place import Place, settled
 
 ATTEMPTS = 2  # launches in a row without a result, after which the rest is given up
 WORTH_MEASURING = 100_000  # images of 32×32: minutes on one core
@@ -282,13 +282,14 @@ def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
     """What the points of a grid are told: the mode, found out and said once, and the grid's name as their group."""
     if cfg.logger.name != "wandb":
         return []
-    mode = settled(Place.of(cfg), lambda line: print(line, file=sys.stderr)).mode
+    place = settled(Place.of(cfg), lambda line: print(line, file=sys.stderr))
     if grid.figures:
         scale = next((word.partition("=")[2] for word in arguments if word.startswith("scale=")), "paper")
         name = f"{'-'.join(figure.name for figure in grid.figures)}-{scale}"
     else:
         name = " ".join(_without(arguments, _HOW + _WHERE))[:GROUP_LENGTH]
-    return [f"wandb.mode={mode}", f"wandb.group={quoted(cfg.wandb.group or name)}"]
+    told = {"mode": place.mode, "project": place.project, "entity": place.entity, "group": cfg.wandb.group or name}
+    return [f"wandb.{setting}={quoted(value)}" for setting, value in told.items() if value]
 
 
 def _without(arguments: list[str], beginnings: tuple[str, ...]) -> list[str]:

@@ -15,7 +15,8 @@ from smallbatch import store
 from smallbatch.errors import ConfigError, one_line
 from smallbatch.record import INTEGERS, Record, Row, make_record
 from smallbatch.run import Run
-from smallbatch.tracking.live import Place, login, open_run, wandb_errors
+from smallbatch.tracking.page import open_run
+from smallbatch.tracking.place import Place, login, wandb_errors
 
 PAGE = 100  # runs a request
 PAUSES = (1.0, 5.0, 25.0)  # seconds before each further attempt, on top of wandb's own

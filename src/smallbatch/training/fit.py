@@ -50,12 +50,12 @@ class Agree(Checkpoint):
 
 
 class KeepRun(Agree):
-    """After every epoch but the last: save the run, write its rows; `follow` gets the rows of all epochs.
+    """After every epoch but the last: save the run, write its rows; `follow` is told.
 
     `say` hears if what the first checkpoint holds could never be loaded again: then there are none.
     """
 
-    def __init__(self, path: Path, follow: Callable[[list[Row]], None], say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, follow: Callable[[], None], say: Callable[[str], None]) -> None:
         self.path, self.follow, self.say = path, follow, say
         self.loads: bool | None = None  # not tried yet
 
@@ -68,7 +68,7 @@ class KeepRun(Agree):
                 self.loads = self._try_to_load(file, module.run)
         if not module.ended:
             store.write_rows(self.path, module.rows)
-        self.follow(module.rows)
+        self.follow()
         super().on_train_epoch_end(trainer, module)
 
     def _try_to_load(self, file: Path, run: Run) -> bool:

@@ -46,6 +46,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
     import torch
 
     from smallbatch.tracking import live
+    from smallbatch.tracking.place import require
     from smallbatch.training import fit, helpers
     from smallbatch.training.module import SmallBatch
     from smallbatch.training.trial import trial
@@ -57,7 +58,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
     images = load_images(cfg)
     trial(run, images, folder, cfg.trainer.devices)
     settings = fit.trainer_settings(cfg, run, path / store.LIGHTNING)
-    live.require_login(cfg)
+    require(cfg, say)
 
     # From here on the run is ours, and nobody else touches its folder.
     with lock.hold(path):
@@ -66,7 +67,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
         store.begin(path, run, afresh=bool(cfg.overwrite) and not store.is_of_grid(path / store.CHECKPOINT, cfg))
 
         # Lightning trains. After each epoch the checkpoint and the rows are saved, and W&B gets the rows.
-        with live.followed(run, path, cfg, say) as follow:
+        with live.followed(path, cfg, say) as follow:
             settings["callbacks"].append(fit.KeepRun(path, follow, say))
             module, error = None, ""
             try:

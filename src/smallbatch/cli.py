@@ -5,6 +5,7 @@ A word `key=value` means the same everywhere: a setting, as `python src/train.py
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,13 +71,21 @@ def one_line_errors(printed: bool = True) -> Iterator[None]:
     """
     try:
         with signals.in_order():
+            _here()
             yield
         if printed and (lost := lost_output()):
             raise SmallBatchError(f"what was printed is lost: {lost.strerror}")
     except SmallBatchError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+        sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted; what is done is kept", file=sys.stderr)
         sys.exit(signals.status())
+
+
+def _here() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(f"the working directory: {error.strerror}; go to one that is there") from None

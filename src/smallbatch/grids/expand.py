@@ -278,7 +278,11 @@ def _is_list(key: str, files: tuple[str, ...]) -> bool:
     group, _, name = key.rpartition(".")
     cfg = compose(list(files))
     node = OmegaConf.select(cfg, group) if group else cfg
-    return not chooses_files(key) and OmegaConf.is_dict(node) and isinstance(node._get_node(name), ListConfig)
+    return (
+        not chooses_files(key)
+        and OmegaConf.is_dict(node)
+        and isinstance(node._get_node(name, validate_access=False), ListConfig)
+    )
 
 
 def _combinations(axes: Axes) -> Iterator[list[str]]:

@@ -270,7 +270,7 @@ def from_yaml(value: Any) -> str:
     """A value of a YAML file as the grammar of words reads it: as that value, whatever letters a text has.
 
     >>> from_yaml([0.5, None, True]), from_yaml("1/512"), from_yaml("a=b, c"), from_yaml({"k": "8"})
-    ("[0.5,null,true]", '1/512', "'a=b, c'", "{k:'8'}")
+    ('[0.5,null,true]', '1/512', "'a=b, c'", "{k:'8'}")
     """
     if isinstance(value, str):
         read = _parsed(f"key={value}")

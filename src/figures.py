@@ -10,10 +10,11 @@ with scale=… alone, writes them too (claims.json), with a page of everything (
 goes to a Weights & Biases project too.
 """
 
-from smallbatch import signals
+from smallbatch import signals, surroundings
 
 if __name__ == "__main__":
-    signals.at_once()  # while the imports below take seconds
+    surroundings.shut_out()  # before the imports below read the variables of other tools
+    signals.at_once()  # while they take seconds
 
 import json
 import sys

@@ -10,10 +10,11 @@ and kept in outputs/calibration.json. Nothing is downloaded or trained. `at most
 their price.
 """
 
-from smallbatch import signals
+from smallbatch import signals, surroundings
 
 if __name__ == "__main__":
-    signals.at_once()  # while the imports below take seconds
+    surroundings.shut_out()  # before the imports below read the variables of other tools
+    signals.at_once()  # while they take seconds
 
 import platform
 import sys

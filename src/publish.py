@@ -7,10 +7,11 @@
 It is all the same whether a run was trained offline, with W&B away, or without W&B.
 """
 
-from smallbatch import signals
+from smallbatch import signals, surroundings
 
 if __name__ == "__main__":
-    signals.at_once()  # while the imports below take seconds
+    surroundings.shut_out()  # before the imports below read the variables of other tools
+    signals.at_once()  # while they take seconds
 
 import sys
 from pathlib import Path

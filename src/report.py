@@ -9,10 +9,11 @@ runs first. Without a login, or with wandb.mode=offline, it prints what it would
 It needs wandb-workspaces, which is in requirements.lock.
 """
 
-from smallbatch import signals
+from smallbatch import signals, surroundings
 
 if __name__ == "__main__":
-    signals.at_once()  # while the imports below take seconds
+    surroundings.shut_out()  # before the imports below read the variables of other tools
+    signals.at_once()  # while they take seconds
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

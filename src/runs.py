@@ -9,10 +9,11 @@ python src/runs.py merge /mnt/other/outputs/runs
 Words are settings that the runs have, or name figures; store=FOLDER is another folder of runs than outputs/runs.
 """
 
-from smallbatch import signals
+from smallbatch import signals, surroundings
 
 if __name__ == "__main__":
-    signals.at_once()  # while the imports below take seconds
+    surroundings.shut_out()  # before the imports below read the variables of other tools
+    signals.at_once()  # while they take seconds
 
 import gzip
 import sys
@@ -81,7 +82,8 @@ def check(folders: Path) -> None:
         elif state == "not ended":
             print(f"{path}: {'in training' if lock.holder(path) else 'cut off; the same command goes on'}")
     print(", ".join(f"{count} {state}" for state, count in states.items() if count) or "no runs")
-    sys.exit(1 if states["damaged"] else 0)
+    if states["damaged"]:
+        sys.exit(1)
 
 
 def export(file: Path, records: list[Record]) -> None:
@@ -134,7 +136,8 @@ def merge(other: Path, folders: Path) -> None:
     for record in refused:
         mine, theirs = (store.folder(place, record.run) for place in (folders, other))
         print(f"two results of one run: {mine} and {theirs}; remove one of them", file=sys.stderr)
-    sys.exit(1 if refused else 0)
+    if refused:
+        sys.exit(1)
 
 
 def _sort(records: list[Record], folders: Path) -> tuple[list[Record], list[Record], list[Record]]:

@@ -3,10 +3,11 @@
 The story of a run is in `src/smallbatch/training/train.py`.
 """
 
-from smallbatch import signals
+from smallbatch import signals, surroundings
 
 if __name__ == "__main__":
-    signals.at_once()  # while the imports below take seconds
+    surroundings.shut_out()  # before the imports below read the variables of other tools
+    signals.at_once()  # while they take seconds
 
 import os
 import sys
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import lock, store
 from smallbatch.cli import one_line_errors
-from smallbatch.compose import VERSION_BASE, check_names, check_numbers, plain_errors, whole_paths
+from smallbatch.compose import VERSION_BASE, check_names, check_numbers, of_point, plain_errors, whole_paths
 from smallbatch.config import SEARCH, is_trial, register
 from smallbatch.errors import ConfigError, SmallBatchError, tell, tell_once
 from smallbatch.files import disk_error
@@ -39,6 +40,7 @@ def main(cfg: DictConfig) -> float | None:
 
     A point of our grid only leaves its record. A job of another sweep raises SmallBatchError, and the others go on.
     """
+    cfg = of_point(cfg)
     of_grid, of_sweep = bool(cfg.grid_point), _is_job()
     try:
         check_names(cfg)
@@ -128,5 +130,5 @@ if __name__ == "__main__":
     # For launchers that start Python anew, as some of Hydra's do: they do not know of this script's folder.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     sys.argv[1:] = whole_paths(sys.argv[1:])
-    with one_line_errors(), plain_errors(sys.argv[1:]):
+    with one_line_errors(printed=False), plain_errors(sys.argv[1:]):
         main()

@@ -1,7 +1,6 @@
 """A verdict or an answer within hours: what is trained, in which order, until when; the training is made up."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from smallbatch import settle as settling
 from smallbatch import store
 from smallbatch.compose import compose
 from smallbatch.errors import ConfigError
-from smallbatch.powers import parse_power
 from smallbatch.run import make_run
 from smallbatch.settle import Clock, settle
 from train import main
@@ -28,21 +26,16 @@ def budget(tmp_path, monkeypatch):
     monkeypatch.setattr("smallbatch.grids.sweep._without_refused", lambda grid, results, devices: grid)
 
     def run(accuracy, *words, spent_after=None):
-        trained, like = [], {}
+        trained = []
         monkeypatch.setattr(Clock, "spent", property(lambda self: len(trained) == spent_after))
 
         def launch(jobs):
             for job in jobs:
                 if len(trained) == spent_after:
                     raise KeyboardInterrupt
-                axes = {"batch_size": int, "base_lr": parse_power, "seed": int, "grid_point": str}
-                own = dict(word.split("=", 1) for word in job if word.partition("=")[0] in axes)
-                kind = tuple(word for word in job if word.partition("=")[0] not in axes)
-                if kind not in like:  # one config for all: composing takes 0.3 s
-                    like[kind] = compose(list(job))
-                cfg = like[kind]
-                run = replace(make_run(cfg), **{k: axes[k](v) for k, v in own.items() if k != "grid_point"})
-                assert run.key == own["grid_point"].strip("'")
+                cfg = compose(list(job))
+                run = make_run(cfg)
+                assert run.key == cfg.grid_point
                 random = np.random.default_rng(int(run.key[:8], 16))
                 score = accuracy(run.batch_size, round(np.log2(run.base_lr)), random) / 100
                 trained.append((run.batch_size, round(np.log2(run.base_lr)), run.seed))

@@ -4,6 +4,9 @@ import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 import figures
 import plan
@@ -12,7 +15,8 @@ import report
 import runs
 from smallbatch import cli, store
 from smallbatch.api import _words
-from smallbatch.compose import PATHS, from_yaml, parse_words, quoted, whole_paths
+from smallbatch.compose import PATHS, as_text, from_yaml, of_point, parse_words, point_word, quoted, whole_paths
+from smallbatch.config import NormKind
 from smallbatch.errors import ConfigError
 from smallbatch.grids.expand import expand
 from smallbatch.training.speed import Rate
@@ -189,12 +193,37 @@ def test_a_path_below_the_root_counts_as_there_and_a_list_of_paths_stays_one(tmp
     assert whole_paths(untouched) == untouched
 
 
-def test_a_text_of_a_yaml_file_reaches_the_run_as_it_is():
-    for key, text in (("model", "alexnet"), ("base_lr", "2**-9"), ("base_lr", "1/512"), ("epochs", "${oc.env:E,1}")):
-        assert from_yaml(key, text) == text
-    for name in ODD:
-        assert read(f"data.path={from_yaml('data.path', name)}") == name
-    assert read(f"wandb.group={from_yaml('wandb.group', 'a=b (c), d')}") == "a=b (c), d"
+@pytest.mark.parametrize("value", [*ODD, "alexnet", "2**-9", "1/512", "${oc.env:E,1}", "8", "null", "a b", [0.5, "a,b"],
+    [[1], []], {"k": ["1", 1e-5, None, True]}, 1e-17, -3])  # fmt: skip
+def test_a_value_of_a_yaml_file_reaches_the_run_as_it_is(value):
+    assert read(f"wandb.group={from_yaml(value)}") == value
+    if value in ("alexnet", "2**-9", "1/512"):
+        assert from_yaml(value) == value
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@settings(max_examples=50)
+@given(
+    st.recursive(
+        VALUES,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    )
+)
+def test_a_point_reaches_its_worker_as_it_is(value):
+    plain = {"grid_point": "0", "callbacks": {"k": escaped(value)}}
+    told = of_point(OmegaConf.create({"grid_point": read(point_word(plain))}))
+    assert OmegaConf.to_container(told.callbacks, resolve=True) == {"k": value}
+    assert (told.grid_point, type(told.norm.kind)) == ("0", NormKind)
+
+
+def escaped(value):
+    if isinstance(value, list):
+        return [escaped(one) for one in value]
+    if isinstance(value, dict):
+        return {name: escaped(one) for name, one in value.items()}
+    return as_text(value) if isinstance(value, str) else value
 
 
 def test_python_gives_paths_as_they_are(tmp_path):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from smallbatch.errors import ConfigError, one_line
 from smallbatch.machine import cores
+from smallbatch.surroundings import shut_out
 
 PATIENCE = 10.0  # seconds that a cluster's head has to answer, or a task to end by itself on Ctrl-C
 STORE = 100 * 2**20  # bytes of memory for Ray's objects, which are small configs
@@ -86,6 +87,7 @@ def run_all(job: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], **opt
 def _run(folder: str, job: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """A job, in the driver's folder. Its exit is returned, since Ray would take it for the worker's."""
     os.chdir(folder)
+    shut_out()
     try:
         return job(*arguments)
     except SystemExit as stop:

@@ -14,6 +14,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+OTHERS = (
+    "outputs"  # where conf/train.yaml has other sweepers write; Hydra would make it for ours too, and leave it empty
+)
+
 
 class GridSweeper(Sweeper):
     """Hands a command line to `smallbatch.grids.sweep`, with the chosen launcher; `params`: words before its words."""
@@ -24,6 +28,9 @@ class GridSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.cfg = config
+        self.nowhere = config.hydra.sweep.dir == OTHERS and not config.hydra.job.chdir
+        if self.nowhere:
+            config.hydra.sweep.dir = "."
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -54,7 +61,8 @@ class GridSweeper(Sweeper):
     def _launch(self, jobs: Sequence[Sequence[str]]) -> Any:
         """Raises what a job raised. Returns a launcher whose workers go on by themselves."""
         first, self.launched = self.launched, self.launched + len(jobs)
-        for returned in self.launcher.launch(jobs, first):
+        more = ["hydra.sweep.dir=."] if self.nowhere else []
+        for returned in self.launcher.launch([[*job, *more] for job in jobs], first):
             _ = returned.return_value
         return self.launcher if hasattr(self.launcher, "at_work") else None
 

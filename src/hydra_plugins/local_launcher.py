@@ -58,8 +58,10 @@ def compose_jobs(
     context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
 ) -> Iterator[DictConfig]:
     """The config of each job."""
+    from smallbatch.compose import of_point
+
     for index, overrides in enumerate(job_overrides, initial_job_idx):
-        cfg = context.config_loader.load_sweep_config(config, list(overrides))
+        cfg = of_point(context.config_loader.load_sweep_config(config, list(overrides)))
         with open_dict(cfg):
             cfg.hydra.job.id, cfg.hydra.job.num = f"{cfg.hydra.job.name}_{index}", index
         yield cfg

@@ -28,6 +28,7 @@ from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.processes import in_parallel
 from smallbatch.store import Record
+from smallbatch.surroundings import kept_out
 from smallbatch.table import select, table
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def train(**settings: Any) -> Record:
     """Train one run unless its store has it. Raises ConfigError for wrong settings, and if the run fails."""
     from smallbatch.training.train import train
 
-    record, _ = train(compose(["progress=false", *_words(settings)]), print)
+    with kept_out():
+        record, _ = train(compose(["progress=false", *_words(settings)]), print)
     if record.result["status"] == "failed":
         raise SmallBatchError(f"{record.run.label}: {record.result['error']}")
     return record
@@ -122,7 +124,8 @@ def grid(words: Sequence[str] = (), processes: int = -1, **settings: Any) -> pd.
         in_parallel(_train_point, ((list(job), config_dirs()) for job in jobs), count)
 
     try:
-        sweep(words, launch, cfg)
+        with kept_out():
+            sweep(words, launch, cfg)
     except SystemExit as stop:
         raise SmallBatchError(f"the grid is not whole: {stop.code}") from None
     ended = Ended(folders.ended(Path(cfg.store)))

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from smallbatch import signals
 from smallbatch.compose import add_config_dir, compose, whole_paths
 from smallbatch.errors import ConfigError, SmallBatchError
+from smallbatch.surroundings import lost_output
 
 WORDS = "settings; store=FOLDER says where the runs are"
 # Settings that are no part of a run: how it is trained, kept and followed.
@@ -63,18 +64,28 @@ def is_beside(word: str) -> bool:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End with one line and exit status 1 where the user can mend it, that of the signal on Ctrl-C; no traceback."""
+def one_line_errors(printed: bool = True) -> Iterator[None]:
+    """End with one line and exit status 1 where the user can mend it, that of the signal on Ctrl-C; no traceback.
+
+    `printed`: what it prints is what it is for, so that output that is lost, as on a full disk, is such an error.
+    """
     try:
         with signals.in_order():
+            _here()
             yield
+        if printed and (lost := lost_output()):
+            raise SmallBatchError(f"what was printed is lost: {lost.strerror}")
     except SmallBatchError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # as behind `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+        sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted; what is done is kept", file=sys.stderr)
         sys.exit(signals.status())
+
+
+def _here() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(f"the working directory: {error.strerror}; go to one that is there") from None

@@ -1,6 +1,7 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from smallbatch.config import BEST, SEARCH, Config, register
+from smallbatch.config import BEST, SEARCH, Config, register, schema
 from smallbatch.errors import ConfigError, one_line
 from smallbatch.ranges import check_ranges, ranges, refused
 
@@ -41,8 +42,46 @@ _folders: list[str] = []  # beside CONF, as Hydra's --config-dir adds one
 
 def compose(overrides: list[str]) -> DictConfig:
     """The config of one command line, as `python src/train.py` would have it. Raises ConfigError."""
+    points = [word for word in overrides if word.startswith("grid_point=")]
     with plain_errors(overrides):
-        return deepcopy(_composed(_primary, tuple(overrides)))
+        cfg = deepcopy(_composed(_primary, tuple(word for word in overrides if word not in points)))
+        for word in points:  # each is another, so that there is no use in keeping it
+            cfg.grid_point = OverridesParser.create().parse_override(word).value()
+    return of_point(cfg)
+
+
+def point_word(settings: dict[str, Any]) -> str:
+    """What a launcher is told of a point: all its settings as one JSON value, of which Hydra reads and resolves none.
+
+    JSON has no names but texts: what has others, such as numbers, is a list of pairs beside an empty name.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        pairs = [[name, plain(one)] for name, one in value.items()]
+        return dict(pairs) if all(isinstance(name, str) and name for name in value) else {"": pairs}
+
+    return "grid_point=" + quoted(json.dumps(plain(settings)).replace("$", "\\u0024"))
+
+
+def of_point(cfg: DictConfig) -> DictConfig:
+    """The config of a grid's point that has been told so by `point_word`; another as it is."""
+    if not str(cfg.get("grid_point")).startswith("{"):
+        return cfg
+
+    def with_pairs(read: dict[str, Any]) -> dict[Any, Any]:
+        return dict(read[""]) if "" in read else read
+
+    made = OmegaConf.merge(schema(), json.loads(cfg.grid_point, object_hook=with_pairs))
+    assert isinstance(made, DictConfig)
+    if "hydra" in cfg:
+        OmegaConf.set_struct(made, False)  # a schema's own
+        made.hydra = cfg.hydra
+    OmegaConf.set_struct(made, True)
+    return made
 
 
 def use_config(name: str) -> None:
@@ -95,9 +134,9 @@ def check_names(cfg: DictConfig) -> None:
     if gone := [f.name for f in fields(Config) if f.name not in cfg]:
         raise ConfigError(f"~{gone[0]}: {_STAYS}")
     known = {f.name: OmegaConf.get_type(cfg, f.name) for f in fields(Config) if f.type is not Any} | {"": Config}
-    for group, schema in known.items():
-        if is_dataclass(schema):
-            for name in set(cfg[group] if group else cfg) - {f.name for f in fields(schema)}:
+    for group, kind in known.items():
+        if is_dataclass(kind):
+            for name in set(cfg[group] if group else cfg) - {f.name for f in fields(kind)}:
                 raise ConfigError(no_setting(f"{group}.{name}".lstrip("."), compose([])))
     if "_target_" not in cfg.logger and (more := set(cfg.logger) - {"name"}):
         raise ConfigError(f"logger.{min(more)}: logger={cfg.logger.name} has nothing to set")
@@ -283,10 +322,26 @@ def quoted(value: str) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
 
 
-def from_yaml(key: str, value: str) -> str:
-    """A text of a YAML file as it is written in a word: quoted where the grammar would read something else."""
-    read = _parsed(f"{key}={value}")
-    return quoted(value) if key in PATHS or read is None or read.is_sweep_override() else value
+def as_text(value: str) -> str:
+    """A text as a config has it, in which ${…} would stand for something."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+
+
+def from_yaml(value: Any) -> str:
+    """A value of a YAML file as the grammar of words reads it: as that value, whatever letters a text has.
+
+    >>> from_yaml([0.5, None, True]), from_yaml("1/512"), from_yaml("a=b, c"), from_yaml({"k": "8"})
+    ('[0.5,null,true]', '1/512', "'a=b, c'", "{k:'8'}")
+    """
+    if isinstance(value, str):
+        read = _parsed(f"key={value}")
+        as_it_is = read and not read.is_sweep_override() and type(read.value()) is str and read.value() == value
+        return value if as_it_is else quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(from_yaml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{from_yaml(name)}:{from_yaml(one)}' for name, one in value.items())}}}"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def whole_paths(words: list[str]) -> list[str]:

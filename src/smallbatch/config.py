@@ -322,7 +322,7 @@ class Config:
     settle: str | None = None
     hours: float | None = within("(0, 1e5]", None)
     margin: float = within("[0, 100]", 1.0)
-    grid_point: str | None = None  # set by our sweeper: the key of the run that it expects
+    grid_point: str | None = None  # set by our sweeper: all settings as JSON, then the key of the run that it expects
     grid_since: int | None = within("[0, inf)", None)  # so too: when the grid began, in ns by the store's clock
 
 
@@ -332,14 +332,19 @@ def is_trial(cfg: DictConfig) -> bool:
     return bool(trainer.fast_dev_run) or (trainer.limit_train_batches, trainer.limit_val_batches) != (None, None)
 
 
+def schema() -> DictConfig:
+    """A config of which nothing is set yet."""
+    config: DictConfig = OmegaConf.structured(Config)
+    for name in ("norm", "schedule"):
+        OmegaConf.set_readonly(config[name], None)  # a run's are frozen, but a config's can be set
+    return config
+
+
 def register() -> None:
     """Make the schemas known to Hydra, as `config_schema` and the group `schema`, unless they are."""
     store = ConfigStore.instance()
     if "config_schema.yaml" in store.repo:
         return
-    config = OmegaConf.structured(Config)
-    for name in ("norm", "schedule"):
-        OmegaConf.set_readonly(config[name], None)  # a run's are frozen, but a config's can be set
-    store.store(name="config_schema", node=config)
+    store.store(name="config_schema", node=schema())
     for node in (*NAMED, Data, ArraysData, DigitsData, FolderData, Figure):
         store.store(group="schema", name=node.__name__.lower(), node=node)

@@ -23,10 +23,12 @@ _UMASK = os.umask(0)  # can only be read by setting it
 os.umask(_UMASK)
 _SHARED = "to share a store, its owner says `chmod -R g+w` on it once, and all say `umask 002` before they train"
 _NO_LOCKS = "this disk cannot lock files; put the store on one that can, with store=…"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), _SHARED),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file, or a link into nowhere, is where a folder should be"),
     errno.EROFS: "put the store elsewhere, with store=…",
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, and the same command goes on"),
+    **dict.fromkeys(_NO_ROOM, "make room, and the same command goes on"),
     **dict.fromkeys((errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP), _NO_LOCKS),
 }
 MOST_BYTES = 1 << 26  # of a text file that is read whole: a run of 100,000 epochs has half of that
@@ -48,8 +50,20 @@ def kind(path: Path) -> str | None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place in one step, on disk.
 
-    Raises ConfigError where something else than a file lies there.
+    Raises ConfigError where something else than a file lies there, OSError that names `path`.
     """
+    try:
+        with _replacing(path) as temporary:
+            yield temporary
+    except OSError as error:  # of the file in its place, of none, or of one that was to be copied there
+        elsewhere = error.filename and Path(error.filename).parent != path.parent
+        if elsewhere and error.errno not in _NO_ROOM:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     if (there := kind(path)) not in (None, "file"):
         raise ConfigError(f"{path}: is a {there}, no file, and is not replaced; name another, or move it away")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -134,6 +148,13 @@ def checksum_fits(path: Path) -> bool | None:
     content = path.read_bytes()
     found = _CHECKSUM.fullmatch(content[-_CHECKSUM_BYTES:])
     return found and hashlib.sha256(memoryview(content)[:-_CHECKSUM_BYTES]).hexdigest().encode() == found[1]
+
+
+def refuse_nowhere(path: Path) -> None:
+    """Raise ConfigError for a path through a link into nowhere, as to a disk that is away: nothing is made there."""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise ConfigError(f"{place}: is a link into nowhere; make {place.readlink()}, or bring its disk back")
 
 
 def disk_error(error: OSError | NotImplementedError, path: Path) -> ConfigError:

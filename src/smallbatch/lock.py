@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from smallbatch.errors import SmallBatchError
-from smallbatch.files import disk_error, read_text
+from smallbatch.files import disk_error, read_text, refuse_nowhere
 
 PATIENCE = 0.2  # seconds to try for a lock, since one who only looks whether it is free holds it for a moment
 
@@ -28,6 +28,7 @@ class Busy(SmallBatchError):
 def hold(path: Path) -> Iterator[None]:
     """Hold the lock of a run folder. Raises Busy, or ConfigError if the store cannot be written or cannot lock."""
     lock, note = _lock_and_note(path)
+    refuse_nowhere(path.parent)
     try:
         lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 10)
     except Timeout:

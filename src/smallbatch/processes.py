@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from smallbatch.errors import SmallBatchError
 from smallbatch.machine import devices
 from smallbatch.signals import end_with
+from smallbatch.surroundings import shut_out
 
 PATIENCE = 60.0  # seconds that a new process waits for the place of one that is about to end
 IDLE = 2.0  # seconds without a job after which a process that works for this one ends
@@ -61,6 +62,8 @@ def _run(place: tuple[int, Path, int, list[str]], job: Callable[..., Any], argum
     """A job, in a process that has a card of its own from its first job on, which is before CUDA is opened in it."""
     parent, folder, places, cards = place
     end_with(parent)
+    if os.getpid() != parent:
+        shut_out()
     if cards and not _held and os.getpid() != parent:
         os.environ["CUDA_VISIBLE_DEVICES"] = cards[take_place(folder, places) % len(cards)]
     return job(*arguments)

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -78,6 +79,8 @@ def read(path: Path) -> Record | None:
             raise DamagedRun(f"{path}: {', '.join(sorted(names))} is not what we wrote") from None
         return None
     except DAMAGE as error:
+        if not os.path.lexists(path):  # nor can be, as below a file: who writes there hears of it
+            return None
         raise _unreadable(path, error) from None
     try:
         seal = sealed["sha256"]

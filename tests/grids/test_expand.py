@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -376,3 +377,17 @@ scales:
     assert (
         expand(["figure=odd_paths", "scale=smoke", "data.train_size=null", "epochs=1"]).points[0].run == points[0].run
     )
+
+
+def test_a_list_in_a_figures_yaml_is_an_axis_unless_the_setting_is_a_list(tmp_path, monkeypatch):
+    one, axis = [0.5, 0.75], [[0.5], [0.25, 0.75], []]
+    sizes = {"batch_size": [4, 8], "base_lr": "1/512"}
+    scales = {"paper": [sizes | {"schedule.drops": one, "seed": 1}, sizes | {"schedule.drops": axis, "seed": 2}]}
+    common = {"data": "folder", "data.path": str(tmp_path), "data.resize": [30, 40], "epochs": 1}
+    figure = Figure("lists", "t", common=common, scales=scales)
+    monkeypatch.setattr("smallbatch.grids.expand.figure_config", {"lists": figure}.get)
+    images = {"identity": {"name": "x"}, "train_size": 100, "test_size": 10, "name": "x", "notice": ""}
+    points = expand(["figure=lists"], lambda data: SimpleNamespace(**images)).points
+    found = [(p.run.seed, p.run.batch_size, p.run.schedule.drops) for p in points]
+    assert found == [(1, 4, one), (1, 8, one), *((2, m, drops) for m in (4, 8) for drops in axis)]
+    assert {tuple(point.settings["data"]["resize"]) for point in points} == {(30, 40)}

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from wandb_server import KEY, Recorder, login
 
 from smallbatch import lock, store
@@ -529,15 +530,19 @@ def test_twelve_runs_in_two_processes_are_twelve_w_and_b_runs_with_their_states(
         (["batch_size=8,16", "base_lr=1/512", "logger=wandb", "wandb.tags=[a]"], "batch_size=8,16 base_lr=1/512"),
         (["data=folder", "data.path=/home/me/patients", "data.root=/x", "seed=1,2"], "data=folder seed=1,2"),
         (["batch_size=8,16", 'wandb.group="it\'s mine"'], "it's mine"),
+        (["batch_size=8,16", "epochs=${oc.env:E,1}"], "batch_size=8,16 epochs=${oc.env:E,1}"),
+        (["a" * 127, "epochs=${oc.env:E,1}"], "a" * 127 + " "),
+        (["a" * 117, "epochs=${oc.env:E,1}"], "a" * 117 + " epochs=${o"),
     ],
 )
 def test_a_grid_settles_the_mode_once_and_names_the_group(arguments, group, capsys, root):
     own = [word for word in arguments if word.startswith("wandb.group")]
     cfg = compose(["logger=wandb", "wandb.mode=offline", *own])
     grid = expand([*arguments, f"data.root={root}/data"]) if "figure=fig01" in arguments else Grid([], [], [])
-    told = compose(for_points(cfg, grid, arguments)).wandb
-    assert (told.mode, told.project, told.entity, told.group) == ("offline", "smallbatch", None, group)
+    told = OmegaConf.create(for_points(cfg, grid, arguments))
+    assert (told.mode, told.project, told.group) == ("offline", "smallbatch", group)
+    assert "entity" not in told
     assert capsys.readouterr().err.startswith(
         "W&B: offline; upload later with `wandb sync outputs/wandb/offline-run-*`"
     )
-    assert for_points(compose([]), grid, arguments) == []
+    assert for_points(compose([]), grid, arguments) == {}

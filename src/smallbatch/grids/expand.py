@@ -13,10 +13,20 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.compose import CONF, Axes, chooses_files, compose, from_yaml, no_setting, parse_words, plain_errors
+from smallbatch.compose import (
+    CONF,
+    Axes,
+    chooses_files,
+    compose,
+    from_yaml,
+    no_setting,
+    parse_words,
+    plain_errors,
+    point_word,
+)
 from smallbatch.config import BEST, SEARCH, Config, Draw, Figure
 from smallbatch.data import Description, describe
 from smallbatch.errors import ConfigError, TrainsNothing, Undefined, one_line
@@ -33,11 +43,18 @@ Rates = Callable[[list[str], list[int]], dict[int, float]]
 
 @dataclass(frozen=True)
 class Point:
-    """A run, the overrides that give it, and its data."""
+    """A run, the overrides that give it, its data, and all its settings as the config has them."""
 
     run: Run
     overrides: list[str]
     images: Description
+    settings: dict[str, Any]
+
+    def job(self, grid_since: int, wandb: dict[str, str], **told: Any) -> list[str]:
+        """What a launcher is told: files, which a config may have to choose, since when, and all settings."""
+        files = [word for word in self.overrides if word[0] not in "+~" and chooses_files(word.partition("=")[0])]
+        told |= {"grid_since": grid_since, "grid_point": self.run.key, "wandb": self.settings["wandb"] | wandb}
+        return [*files, f"grid_since={grid_since}", point_word(self.settings | told)]
 
     @property
     def updates(self) -> int:
@@ -132,9 +149,8 @@ def _at(point: Point, run: Run) -> Point:
     """The point of a run that differs from a point's own in η̃ at most, where that is a placeholder."""
     if run.base_lr == point.run.base_lr:
         return point
-    return replace(
-        point, run=run, overrides=[f"base_lr={run.base_lr!r}" if w == _PLACED else w for w in point.overrides]
-    )
+    overrides = [f"base_lr={run.base_lr!r}" if word == _PLACED else word for word in point.overrides]
+    return replace(point, run=run, overrides=overrides, settings=point.settings | {"base_lr": run.base_lr})
 
 
 def none_left(reasons: Iterable[str]) -> ConfigError:
@@ -218,7 +234,7 @@ def _products(figures: list[Figure], scales: list[str], given: Axes, rates: Rate
         products = figure.scales.get(scale, [])
         for product in products if isinstance(products, list) else [products]:
             merged = {**figure.common, **settings, **product}
-            axes = {str(key): _as_axis(str(key), value) for key, value in merged.items()} | given
+            axes = _axes({str(key): value for key, value in merged.items()}, given) | given
             for chosen in _with_best_rates(axes, figure, [f"scale={scale}", *_without_sweep(given)], rates):
                 yield f"figure={figure.name} scale={scale}: ", chosen
 
@@ -240,10 +256,33 @@ def _with_best_rates(axes: Axes, figure: Figure, words: list[str], rates: Rates 
         yield axes | {"batch_size": [str(m)], "base_lr": [repr(rate)]}
 
 
-def _as_axis(key: str, value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    words = {"True": "true", "False": "false", "None": "null"}
-    return [from_yaml(key, v) if isinstance(v, str) else words.get(str(v), str(v)) for v in values]
+def _axes(values: dict[str, Any], given: Axes) -> Axes:
+    """Settings of a figure as axes: a list is the values of one, but of a list setting it is one value.
+
+    An axis of a list setting is a list of lists.
+    """
+    choices = {key: value[:1] if isinstance(value, list) else [value] for key, value in values.items()} | given
+    files = tuple(f"{key}={from_yaml(some[0])}" for key, some in choices.items() if some and chooses_files(key))
+    axes = {}
+    for key, value in values.items():
+        is_one = not isinstance(value, list) or (
+            not all(isinstance(one, list) for one in value or [None]) and _is_list(key, files)
+        )
+        axes[key] = [from_yaml(one) for one in ([value] if is_one else value)]
+    return axes
+
+
+@lru_cache(maxsize=256)
+def _is_list(key: str, files: tuple[str, ...]) -> bool:
+    """Whether a setting is a list by its schema, where these files are chosen."""
+    group, _, name = key.rpartition(".")
+    cfg = compose(list(files))
+    node = OmegaConf.select(cfg, group) if group else cfg
+    return (
+        not chooses_files(key)
+        and OmegaConf.is_dict(node)
+        and isinstance(node._get_node(name, validate_access=False), ListConfig)
+    )
 
 
 def _combinations(axes: Axes) -> Iterator[list[str]]:
@@ -284,4 +323,6 @@ def _point(cfg: DictConfig, overrides: list[str], describe: Describe) -> Point:
         found.append(describe(data))
         return found[-1]
 
-    return Point(make_run(cfg, remember), overrides, found[-1])
+    run = make_run(cfg, remember)
+    settings: Any = OmegaConf.to_container(cfg, enum_to_str=True)
+    return Point(run, overrides, found[-1], settings)

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from smallbatch import lock, signals, store
-from smallbatch.compose import quoted
+from smallbatch.compose import as_text
 from smallbatch.data import describe
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, TrainsNothing, one_line, tell_once
@@ -119,8 +119,8 @@ def _train_missing(
     wait: bool,
 ) -> bool:
     """Train what is missing; whether Ctrl-C ended it."""
-    common = [f"store={quoted(cfg.store)}", f"grid_since={cfg.grid_since}", "progress=false"]
-    common += for_points(cfg, grid, arguments) if results.missing else []
+    wandb = for_points(cfg, grid, arguments) if results.missing else {}
+    common = {"store": as_text(cfg.store), "grid_since": cfg.grid_since, "progress": False, "wandb": wandb}
     # The longest first, so that processes in parallel end together.
     results.missing.sort(key=lambda point: costs[point.run.key], reverse=True)
     with Progress(results, costs) as progress:
@@ -241,7 +241,7 @@ def _costs(missing: list[Point], prices: Prices, measure: bool = False) -> dict[
     return {point.run.key: price_of(point, prices) for point in missing}
 
 
-def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool) -> None:
+def _train_all(progress: Progress, launch: Launch, common: dict[str, Any], wait: bool) -> None:
     """Launch what is missing and free, until all has ended or two launches in a row brought no result.
 
     What is left may be what a killed worker process had (the launcher breaks off), or what other processes train: with
@@ -251,7 +251,7 @@ def _train_all(progress: Progress, launch: Launch, common: list[str], wait: bool
     while results.missing and fruitless < ATTEMPTS:
         count = len(results.missing)
         free = [point for point in results.missing if not lock.holder(results.folder(point))]
-        jobs = [[*point.overrides, *common, f"grid_point='{point.run.key}'"] for point in free]
+        jobs = [point.job(**common) for point in free]
         try:
             if jobs and (workers := launch(jobs)):
                 progress.watch(workers)
@@ -278,10 +278,10 @@ _HOW = (
 _WHERE = ("data.path=", "data.root=", "store=")
 
 
-def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
-    """What the points of a grid are told: the mode, found out and said once, and the grid's name as their group."""
+def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> dict[str, str]:
+    """What the points of a grid are told of W&B: its mode, found out and said once, and the grid's name as group."""
     if cfg.logger.name != "wandb":
-        return []
+        return {}
     place = settled(Place.of(cfg), lambda line: print(line, file=sys.stderr))
     if grid.figures:
         scale = next((word.partition("=")[2] for word in arguments if word.startswith("scale=")), "paper")
@@ -289,7 +289,7 @@ def for_points(cfg: DictConfig, grid: Grid, arguments: list[str]) -> list[str]:
     else:
         name = " ".join(_without(arguments, _HOW + _WHERE))[:GROUP_LENGTH]
     told = {"mode": place.mode, "project": place.project, "entity": place.entity, "group": cfg.wandb.group or name}
-    return [f"wandb.{setting}={quoted(value)}" for setting, value in told.items() if value]
+    return {setting: as_text(value) for setting, value in told.items() if value}
 
 
 def _without(arguments: list[str], beginnings: tuple[str, ...]) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
-from smallbatch import signals
+from smallbatch import signals, surroundings
 from smallbatch.data import load_images
 from smallbatch.errors import kind_and_line
 from smallbatch.ranks import ALONE, RankError, Ranks, accelerator
@@ -152,6 +152,7 @@ def _pool(count: int) -> Any:
 
 
 def _follow(parent: int) -> None:
+    surroundings.shut_out()
     for number in signals.ASKS:
         signal.signal(number, signal.SIG_IGN)
     signals.end_with(parent)

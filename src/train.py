@@ -22,11 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import lock, store
 from smallbatch.cli import one_line_errors
-from smallbatch.compose import VERSION_BASE, check_names, check_numbers, of_point, plain_errors, whole_paths
+from smallbatch.compose import VERSION_BASE, check_names, check_numbers, plain_errors
 from smallbatch.config import SEARCH, is_trial, register
 from smallbatch.errors import ConfigError, SmallBatchError, tell, tell_once
 from smallbatch.files import disk_error
 from smallbatch.powers import format_power
+from smallbatch.quoting import of_point, whole_paths
 from smallbatch.run import make_run
 from smallbatch.store import Record
 from smallbatch.training.train import train

@@ -15,10 +15,11 @@ import report
 import runs
 from smallbatch import cli, store
 from smallbatch.api import _words
-from smallbatch.compose import PATHS, as_text, from_yaml, of_point, parse_words, point_word, quoted, whole_paths
+from smallbatch.compose import parse_words
 from smallbatch.config import NormKind
 from smallbatch.errors import ConfigError
 from smallbatch.grids.expand import expand
+from smallbatch.quoting import PATHS, as_text, from_yaml, of_point, point_word, quoted, whole_paths
 from smallbatch.training.speed import Rate
 
 GRID = ["figure=fig01", "scale=smoke", "batch_size=2,8", "base_lr=2**-9,2**-8"]

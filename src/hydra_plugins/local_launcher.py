@@ -58,7 +58,7 @@ def compose_jobs(
     context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
 ) -> Iterator[DictConfig]:
     """The config of each job."""
-    from smallbatch.compose import of_point
+    from smallbatch.quoting import of_point
 
     for index, overrides in enumerate(job_overrides, initial_job_idx):
         cfg = of_point(context.config_loader.load_sweep_config(config, list(overrides)))

@@ -23,10 +23,11 @@ import pandas as pd
 from smallbatch import machine
 from smallbatch import store as folders
 from smallbatch.code import changed
-from smallbatch.compose import PATHS, add_config_dir, compose, config_dirs, parse_settings, quoted, whole_paths
+from smallbatch.compose import add_config_dir, compose, config_dirs, parse_settings
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, SmallBatchError
 from smallbatch.processes import in_parallel
+from smallbatch.quoting import PATHS, quoted, whole_paths
 from smallbatch.store import Record
 from smallbatch.surroundings import kept_out
 from smallbatch.table import select, table

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from omegaconf import DictConfig
 
 from smallbatch import signals
-from smallbatch.compose import add_config_dir, compose, whole_paths
+from smallbatch.compose import add_config_dir, compose
 from smallbatch.errors import ConfigError, SmallBatchError
+from smallbatch.quoting import whole_paths
 from smallbatch.surroundings import lost_output
 
 WORDS = "settings; store=FOLDER says where the runs are"

@@ -1,9 +1,5 @@
 """Compose a config without `hydra.main`, for the commands that train nothing themselves."""
 
-import inspect
-import json
-import os
-import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from smallbatch.config import BEST, SEARCH, Config, register, schema
+from smallbatch.config import BEST, SEARCH, Config, register
 from smallbatch.errors import ConfigError, one_line
+from smallbatch.quoting import of_point, parsed, quoted
 from smallbatch.ranges import check_ranges, ranges, refused
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
 NAMED = ("store", "data.root", "data.path", "wandb.project", "machine.accelerator")
-PATHS = ("data.path", "data.root", "store")  # settings that name files, which may have any letter
 _HERE = Path(__file__).resolve()
 CONF = next(path for path in (_HERE.parents[2] / "conf", _HERE.parent / "conf") if path.is_dir())  # or installed
 # Without it Hydra 1.3 would behave as 1.1 did; 1.4 does not want it any more.
@@ -48,40 +44,6 @@ def compose(overrides: list[str]) -> DictConfig:
         for word in points:  # each is another, so that there is no use in keeping it
             cfg.grid_point = OverridesParser.create().parse_override(word).value()
     return of_point(cfg)
-
-
-def point_word(settings: dict[str, Any]) -> str:
-    """What a launcher is told of a point: all its settings as one JSON value, of which Hydra reads and resolves none.
-
-    JSON has no names but texts: what has others, such as numbers, is a list of pairs beside an empty name.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(one) for one in value]
-        if not isinstance(value, dict):
-            return value
-        pairs = [[name, plain(one)] for name, one in value.items()]
-        return dict(pairs) if all(isinstance(name, str) and name for name in value) else {"": pairs}
-
-    return "grid_point=" + quoted(json.dumps(plain(settings)).replace("$", "\\u0024"))
-
-
-def of_point(cfg: DictConfig) -> DictConfig:
-    """The config of a grid's point that has been told so by `point_word`; another as it is."""
-    if not str(cfg.get("grid_point")).startswith("{"):
-        return cfg
-
-    def with_pairs(read: dict[str, Any]) -> dict[Any, Any]:
-        return dict(read[""]) if "" in read else read
-
-    made = OmegaConf.merge(schema(), json.loads(cfg.grid_point, object_hook=with_pairs))
-    assert isinstance(made, DictConfig)
-    if "hydra" in cfg:
-        OmegaConf.set_struct(made, False)  # a schema's own
-        made.hydra = cfg.hydra
-    OmegaConf.set_struct(made, True)
-    return made
 
 
 def use_config(name: str) -> None:
@@ -129,6 +91,11 @@ def chooses_files(key: str) -> bool:
     return key.startswith("+") or bool(GlobalHydra.instance().config_loader().get_group_options(key))
 
 
+def watched(cfg: DictConfig) -> bool:
+    """Whether the config has callbacks or a logger of Lightning's, which see nothing of a run that is there."""
+    return bool(cfg.callbacks) or "_target_" in cfg.logger
+
+
 def check_names(cfg: DictConfig) -> None:
     """Raise ConfigError for what `+key=value` added where there is no such setting; networks, data … may take more."""
     if gone := [f.name for f in fields(Config) if f.name not in cfg]:
@@ -174,7 +141,7 @@ def plain_errors(words: Sequence[str] = ()) -> Iterator[None]:
 
 def _of_words(error: Exception, words: Sequence[str]) -> str:
     """What is wrong with the words of which Hydra, or OmegaConf below it, raised this; nothing if it is not of them."""
-    read = {word: found for word in words if (found := _parsed(word))}
+    read = {word: found for word in words if (found := parsed(word))}
     if "Config group override must be" in str(error):
         wrong = [w for w, found in read.items() if not isinstance(found.value(), str | list) and _is_group(found)]
         return f"{wrong[0] if wrong else 'a group of settings'}: is chosen by the name of a file, such as stop=none"
@@ -310,96 +277,3 @@ def _values(override: Override) -> list[str]:
     if not values:
         raise ConfigError(f"{override.input_line}: has no value; list the values")
     return values
-
-
-def quoted(value: str) -> str:
-    """A text as Hydra's grammar takes any: backslashes count as such unless a quote follows.
-
-    >>> print(quoted("it's a\\\\b\\\\"))
-    'it\\'s a\\b\\\\'
-    """
-    text = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
-
-
-def as_text(value: str) -> str:
-    """A text as a config has it, in which ${…} would stand for something."""
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-
-
-def from_yaml(value: Any) -> str:
-    """A value of a YAML file as the grammar of words reads it: as that value, whatever letters a text has.
-
-    >>> from_yaml([0.5, None, True]), from_yaml("1/512"), from_yaml("a=b, c"), from_yaml({"k": "8"})
-    ('[0.5,null,true]', '1/512', "'a=b, c'", "{k:'8'}")
-    """
-    if isinstance(value, str):
-        read = _parsed(f"key={value}")
-        as_it_is = read and not read.is_sweep_override() and type(read.value()) is str and read.value() == value
-        return value if as_it_is else quoted(value)
-    if isinstance(value, list):
-        return f"[{','.join(map(from_yaml, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{from_yaml(name)}:{from_yaml(one)}' for name, one in value.items())}}}"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def whole_paths(words: list[str]) -> list[str]:
-    """The words of a command line, with quotes around paths that Hydra's grammar would not read as such.
-
-    These are those it cannot read, as `data.path=run(1).npz`, and those that it takes for something else, as
-    `data.path=a,b.npz`, where such a file is there.
-    """
-    roots = ["", "data", *(word.partition("=")[2] for word in words if word.startswith("data.root="))]
-
-    def there(path: str) -> bool:
-        return any(os.path.lexists(os.path.join(root, path)) for root in roots)
-
-    def whole(word: str) -> str:
-        key, equals, value = word.partition("=")
-        if key not in PATHS or not equals:
-            return word
-        read = _parsed(word)
-        as_it_is = read and not read.is_sweep_override() and read.value() == value
-        if as_it_is or (read and not there(value)):
-            return word
-        parts = value.split(",")
-        if there(value) or not all(map(there, parts)):
-            parts = [value]
-        return f"{key}={','.join(map(quoted, parts))}"
-
-    return [whole(word) for word in words]
-
-
-def _parsed(word: str) -> Override | None:
-    try:
-        return OverridesParser.create().parse_override(word)
-    except HydraException:
-        return None
-
-
-def locate(path: str, where: str) -> Any:
-    """The class or function that a `_target_` names. Raises ConfigError."""
-    try:
-        # Hydra's own get_object would log an error of its own beside ours.
-        found = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}._target_={path}: cannot be imported ({error})") from None
-    if not callable(found):
-        raise ConfigError(f"{where}._target_={path}: is no class or function")
-    return found
-
-
-def accepted(target: Any, offered: dict[str, Any]) -> dict[str, Any]:
-    """Those of the offered arguments that a callable takes."""
-    parameters = inspect.signature(target).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {k: v for k, v in offered.items() if open_ended or k in parameters}
-
-
-def check_call(target: Any, arguments: dict[str, Any], where: str, *positional: Any) -> None:
-    """Raise ConfigError, naming what does not fit, unless `target` takes these arguments."""
-    try:
-        inspect.signature(target).bind(*positional, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {target.__module__}.{target.__qualname__}: {error}") from None

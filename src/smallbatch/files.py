@@ -96,6 +96,11 @@ def now(folder: Path) -> int:
         return time.time_ns()
 
 
+def timestamp() -> str:
+    """Now, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def read_text(path: Path) -> str:
     """The text of a file. Raises ValueError for what is no UTF-8, OSError also for a folder, a device and a huge file.
 

@@ -13,7 +13,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -156,11 +155,6 @@ def is_of_grid(file: Path, cfg: DictConfig) -> bool:
         return cfg.grid_since is not None and file.stat().st_mtime_ns >= cfg.grid_since
     except FileNotFoundError:
         return False
-
-
-def watched(cfg: DictConfig) -> bool:
-    """Whether the config has callbacks or a logger of Lightning's, which see nothing of a run that is there."""
-    return bool(cfg.callbacks) or "_target_" in cfg.logger
 
 
 def read_all(store: Path) -> Iterator[tuple[Path, Record | DamagedRun | None]]:
@@ -316,11 +310,6 @@ def tidy(path: Path) -> None:
     with suppress(SmallBatchError, OSError), lock.hold(path):  # a holder will tidy up itself; or no right to
         for file in (path / CHECKPOINT, path / BEFORE, *filter(_is_half_written, path.glob(".*"))):
             _remove(file)
-
-
-def timestamp() -> str:
-    """Now, in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def seal(record: Record) -> str:

@@ -16,8 +16,9 @@ sys.path[:0] = [str(Path(__file__).parents[2] / "src")]
 
 import damage
 import kills
+import lines
 
-PARTS = {"kills": (kills.attack, 100), "damage": (damage.attack, 2000)}
+PARTS = {"kills": (kills.attack, 100), "damage": (damage.attack, 2000), "lines": (lines.attack, 200)}
 KINDS = ("lost", "wrong resumes", "tracebacks", "silent", "orphans", "exits", "leftovers")
 
 

@@ -21,10 +21,10 @@ class Command:
     """`python src/<words>` in a session of its own; what it prints goes to the end of a file."""
 
     def __init__(self, words: list[str], out: Path, environ: dict[str, str] | None = None) -> None:
-        """Start it in the folder of `out`, with what `environ` adds to the environment."""
+        """Start it in the folder of `out`, with this environment."""
         os.environ["PYTHONPATH"] = str(SOURCE)  # for the process that imports
         self.out = out
-        self._process = FORK.Process(target=_run, args=(words, str(out), dict(os.environ) | (environ or {})))
+        self._process = FORK.Process(target=_run, args=(words, str(out), environ or dict(os.environ)))
         self._process.start()
         self.pid: int = self._process.pid
 

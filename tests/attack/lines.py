@@ -1,4 +1,4 @@
-"""Wrong command lines, generated from the schema, under odd surroundings: each is refused in one line, and writes nothing."""
+"""Wrong command lines, made from the schema, under odd surroundings: each is refused in one line and writes nothing."""
 
 import os
 import random
@@ -30,17 +30,7 @@ SURROUNDINGS: dict[str, dict[str, str | None]] = {
     "own modules": {"PYTHONPATH": "."},
 }
 MODULES = ("data", "config", "store", "lock", "run", "errors")  # that a user may have in the working directory
-NONSENSE = ("nonsense", "[", "{a:", "'", "-1", "nan", "1e999", "${oc.env:NONE}", "${nothing}", "a=b", "\x00"[:0], "é(")
-COMMANDS = (
-    "train.py",
-    "train.py -m",
-    "plan.py",
-    "figures.py",
-    "publish.py",
-    "report.py",
-    "runs.py list",
-    "runs.py export",
-)
+COMMANDS = ("train.py", "train.py -m", "plan.py", "figures.py", "publish.py", "report.py", "runs.py list")
 WITHIN = 120.0  # seconds; a line that ends later has trained
 
 
@@ -49,7 +39,7 @@ def attack(folder: Path, times: int, seed: int, say: Callable[[str], None]) -> C
     dice = random.Random(seed)
     for name in MODULES:
         (folder / f"{name}.py").write_text("raise RuntimeError('of the user')\n")
-    drawn = [(turn, _line(dice, folder), dice.choice([*SURROUNDINGS])) for turn in range(times)]
+    drawn = [(turn, _line(dice, folder / str(turn)), dice.choice([*SURROUNDINGS])) for turn in range(times)]
     with ThreadPoolExecutor(2) as threads:
         found = threads.map(lambda each: _judge(folder, *each), drawn)
         count = Counter[str]()
@@ -73,14 +63,13 @@ def _judge(folder: Path, turn: int, words: list[str], around: str) -> str:
     last = [line for line in said.splitlines() if not line.startswith(("usage", " "))]
     if len(last) != 1:
         return f"exits: {len(last)} lines, {said[:400]!r}"
-    left = [path.name for path in folder.iterdir() if path.suffix not in (".py", ".out") and path.name != "__pycache__"]
-    return f"leftovers: {', '.join(left)}" if left else ""
+    return f"leftovers: {folder / str(turn)}" if (folder / str(turn)).exists() else ""
 
 
 def _run(words: list[str], out: Path, around: dict[str, str | None], anew: bool) -> tuple[int | None, str]:
     environ = {name: value for name, value in (dict(os.environ) | around).items() if value is not None}
     if not anew:
-        command = Command(words, out, environ, whole=True)
+        command = Command(words, out, environ)
         return command.end(WITHIN), command.said()
     with out.open("w") as file:
         python = [sys.executable, str(SOURCE / words[0]), *words[1:]]
@@ -88,13 +77,12 @@ def _run(words: list[str], out: Path, around: dict[str, str | None], anew: bool)
     return done.returncode, out.read_text(errors="replace")
 
 
-def _line(dice: random.Random, folder: Path) -> list[str]:
-    """A command with one word that is wrong, among others that are right."""
+def _line(dice: random.Random, place: Path) -> list[str]:
+    """A command with one word that is wrong, among others that are right; what it writes would go to `place`."""
     command = dice.choice(COMMANDS)
     trains = command.startswith("train.py")
-    right = [*(SMALL if trains else []), f"store={folder / 'runs'}", f"data.root={folder / 'data'}"]
-    words = [*command.split(), *([str(folder / "out.jsonl")] if command.endswith("export") else [])]
-    return [*words, *right, *dice.choice([_out_of_range, _unknown, _of_no_type, _no_choice])(dice)]
+    right = [*(SMALL if trains else []), f"store={place / 'runs'}", f"data.root={place / 'data'}"]
+    return [*command.split(), *right, *dice.choice([_out_of_range, _unknown, _of_no_type, _no_choice])(dice)]
 
 
 def _out_of_range(dice: random.Random) -> list[str]:
@@ -113,7 +101,7 @@ def _unknown(dice: random.Random) -> list[str]:
 
 def _of_no_type(dice: random.Random) -> list[str]:
     kinds = [name for name, value in _values().items() if isinstance(value, bool)]
-    return [f"{dice.choice(kinds)}={dice.choice(NONSENSE[:1] + ('2.5', '[1]', '{}', 'nul'))}"]
+    return [f"{dice.choice(kinds)}={dice.choice(('maybe', '2.5', '[1]', '{}', 'nul'))}"]
 
 
 def _no_choice(dice: random.Random) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from smallbatch.compose import check_call, locate
 from smallbatch.config import Preparation
 from smallbatch.data import cache, folders
 from smallbatch.data.augment import crop_and_flip, draw_shifts
@@ -21,6 +20,7 @@ from smallbatch.data.checks import check, doubts, tell_shared
 from smallbatch.data.folders import FileSplit
 from smallbatch.data.sources import ARRAYS, PUBLISHED
 from smallbatch.errors import ConfigError, one_line
+from smallbatch.targets import check_call, locate
 
 # Bytes of files to read for test images that are training images: above, they are not; above, the result is kept.
 MOST, WORTH_KEEPING = 2**32, 2**24

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from smallbatch.figures import panels
 from smallbatch.figures.collect import FigureRuns
-from smallbatch.files import write_text
+from smallbatch.files import timestamp, write_text
 from smallbatch.powers import format_power
-from smallbatch.store import Record, timestamp
+from smallbatch.store import Record
 from smallbatch.table import table
 
 CHOICES = Path(__file__).parent / "choices.yaml"

@@ -16,21 +16,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from smallbatch.compose import (
-    CONF,
-    Axes,
-    chooses_files,
-    compose,
-    from_yaml,
-    no_setting,
-    parse_words,
-    plain_errors,
-    point_word,
-)
+from smallbatch.compose import CONF, Axes, chooses_files, compose, no_setting, parse_words, plain_errors
 from smallbatch.config import BEST, SEARCH, Config, Draw, Figure
 from smallbatch.data import Description, describe
 from smallbatch.errors import ConfigError, TrainsNothing, Undefined, one_line
 from smallbatch.grids.search import Bounds, Look, searched
+from smallbatch.quoting import from_yaml, point_word
 from smallbatch.ranges import refused
 from smallbatch.run import VARIED, Run, make_run
 

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from smallbatch import lock, signals, store
-from smallbatch.compose import as_text
+from smallbatch.compose import watched
 from smallbatch.data import describe
 from smallbatch.ended import Ended
 from smallbatch.errors import ConfigError, TrainsNothing, one_line, tell_once
@@ -22,6 +22,7 @@ from smallbatch.grids.expand import Grid, Point, Rates, expand, none_left, stage
 from smallbatch.grids.price import Prices, price_of, rest_of_search, words
 from smallbatch.grids.progress import Progress, Results, Workers, few, runs, sizes
 from smallbatch.grids.summary import Tell, sum_up
+from smallbatch.quoting import as_text
 from smallbatch.run import Run
 from smallbatch.tracking.place import Place, settled
 
@@ -189,7 +190,7 @@ def _say_plan(grid: Grid, found: int, missing: list[Point], cfg: DictConfig) -> 
         + (f"; more of the search of {sizes(grid.sizes_open)} then" if grid.open else ""),
         flush=True,
     )
-    if found and store.watched(cfg):
+    if found and watched(cfg):
         print(f"callbacks and logger see only what is trained now; overwrite=true trains {runs(found)} again")
 
 

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from smallbatch.compose import accepted, check_call, locate
 from smallbatch.errors import ConfigError
 from smallbatch.models.norm import Normalization
 from smallbatch.run import Run
+from smallbatch.targets import accepted, check_call, locate
 
 __all__ = ["build"]
 

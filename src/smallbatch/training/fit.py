@@ -24,14 +24,14 @@ from torch.nn.parameter import is_lazy
 
 from smallbatch import store
 from smallbatch.code import digests
-from smallbatch.compose import check_call, locate
 from smallbatch.data import Images
 from smallbatch.errors import ConfigError, one_line
-from smallbatch.files import add_checksum, checksum_fits, replacing
+from smallbatch.files import add_checksum, checksum_fits, replacing, timestamp
 from smallbatch.machine import provenance
 from smallbatch.ranks import accelerator
 from smallbatch.run import Run
 from smallbatch.store import DamagedRun, Row
+from smallbatch.targets import check_call, locate
 from smallbatch.training.module import ImageData, SmallBatch
 from smallbatch.training.score import score
 
@@ -259,7 +259,7 @@ def result(run: Run, images: Images, rows: list[Row], status: str, cfg: DictConf
         "train_images": len(images.train),
         "test_images": len(images.test),
         "seconds": sum(row["train_seconds"] + row["eval_seconds"] for row in rows),
-        "ended": store.timestamp(),
+        "ended": timestamp(),
         "threads": cfg.machine.threads,
         **({"code": code} if code else {}),
         **provenance(cfg.machine.accelerator, cfg.trainer.devices),

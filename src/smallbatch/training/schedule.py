@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from smallbatch.compose import check_call, locate
 from smallbatch.config import Schedule
+from smallbatch.targets import check_call, locate
 
 
 def make_schedule(schedule: Schedule, total: int) -> Callable[[int], float]:

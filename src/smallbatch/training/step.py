@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smallbatch.compose import accepted, check_call, locate
 from smallbatch.errors import ConfigError, one_line
 from smallbatch.run import Run
+from smallbatch.targets import accepted, check_call, locate
 
 
 def make_optimizer(run: Run, parameters: Any) -> torch.optim.Optimizer:

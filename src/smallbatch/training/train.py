@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from smallbatch import lock, store
+from smallbatch.compose import watched
 from smallbatch.config import is_trial
 from smallbatch.data import load_images, notice
 from smallbatch.errors import ConfigError, kind_and_line
@@ -38,7 +39,7 @@ def _train(cfg: DictConfig, folder: Path, say: Callable[[str], None]) -> tuple[R
     path = store.folder(folder, run)
     if record := store.kept(path, cfg, say):
         store.tidy(path)
-        if store.watched(cfg):
+        if watched(cfg):
             say("this run was trained before, so callbacks and logger see nothing; overwrite=true trains it again")
         return record, True
 

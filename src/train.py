@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from smallbatch import lock, store
 from smallbatch.cli import one_line_errors
-from smallbatch.compose import VERSION_BASE, check_names, check_numbers, plain_errors
+from smallbatch.compose import VERSION_BASE, check_names, check_values, plain_errors
 from smallbatch.config import SEARCH, is_trial, register
 from smallbatch.errors import ConfigError, SmallBatchError, tell, tell_once
 from smallbatch.files import disk_error
@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> float | None:
     of_grid, of_sweep = bool(cfg.grid_point), _is_job()
     try:
         check_names(cfg)
-        check_numbers(cfg)
+        check_values(cfg)
         _refuse_grids(cfg)
         _settle(cfg, of_grid or of_sweep)
         in_turn = (of_sweep or _is_copy()) and not of_grid and cfg.wait

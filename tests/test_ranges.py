@@ -42,7 +42,7 @@ def refusal(cfg: DictConfig, word: str) -> str | None:
     """What is said of a word that changes a config, as in a grid."""
     try:
         _set(cfg, word)
-        composing.check_numbers(cfg)
+        composing.check_values(cfg)
     except ConfigError as error:
         return str(error)
     return None
@@ -153,6 +153,8 @@ SAYS = {
     "~machine.threads": "~machine.threads: a setting cannot be taken away; give it another value, as key=value",
     "+batch_size=8": "+batch_size: is a setting already; write batch_size=… without +",
     "++batch_size=0": f"batch_size=0: {NUMERIC['batch_size']}",
+    "scale=[]": "scale=[]: is chosen by the name of a file, such as stop=none",
+    "overwrite=maybe": "overwrite=maybe: choose false, true or changed",
     "machine=3": "machine=3: is chosen by the name of a file, such as stop=none",
     "stop.patience=3": "stop.patience: there is no stop; add stop=early_stopping",
 }

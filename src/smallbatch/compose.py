@@ -23,7 +23,7 @@ from yaml import MarkedYAMLError, YAMLError
 from smallbatch.config import BEST, SEARCH, Config, register
 from smallbatch.errors import ConfigError, one_line
 from smallbatch.quoting import of_point, parsed, quoted
-from smallbatch.ranges import check_ranges, ranges, refused
+from smallbatch.ranges import check_ranges, ranges, refused, shown
 
 Axes = dict[str, list[str]]  # the values of each setting that varies
 NAMED = ("store", "data.root", "data.path", "wandb.project", "machine.accelerator")
@@ -34,6 +34,9 @@ VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if __version__.startswith
 _SEEDS: Any = ranges(Config)["seeds"]
 _primary = "train"
 _folders: list[str] = []  # beside CONF, as Hydra's --config-dir adds one
+
+_ONE_FILE = {f.name for f in fields(Config)} - {"callbacks"}  # groups that one file is chosen for
+_BY_NAME = "is chosen by the name of a file, such as stop=none"
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -74,7 +77,7 @@ def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     added = [f"hydra.searchpath=[{places}]"] if _folders else []
     cfg = hydra_compose(name, [*overrides, *added])
     check_names(cfg)
-    check_numbers(cfg)
+    check_values(cfg)
     return cfg
 
 
@@ -109,9 +112,11 @@ def check_names(cfg: DictConfig) -> None:
         raise ConfigError(f"logger.{min(more)}: logger={cfg.logger.name} has nothing to set")
 
 
-def check_numbers(cfg: DictConfig) -> None:
-    """Raise ConfigError for a number that makes no sense, or an empty name; ${…} is known when it is used."""
+def check_values(cfg: DictConfig) -> None:
+    """Raise ConfigError for a value that makes no sense, or an empty name; ${…} is known when it is used."""
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    if plain["overwrite"] not in (False, True, "changed") and "${" not in str(plain["overwrite"]):
+        raise ConfigError(f"overwrite={shown(plain['overwrite'])}: choose false, true or changed")
     check_ranges(Config, plain, (SEARCH, BEST))
     for key in NAMED:
         group, _, name = key.rpartition(".")
@@ -123,6 +128,9 @@ def check_numbers(cfg: DictConfig) -> None:
 @contextmanager
 def plain_errors(words: Sequence[str] = ()) -> Iterator[None]:
     """What Hydra has to say of a command line or a YAML file, in up to 35 lines, as a ConfigError of one."""
+    for word, found in _read(words).items():
+        if isinstance(found.value(), list) and found.key_or_group in _ONE_FILE and _is_group(found):
+            raise ConfigError(f"{word}: {_BY_NAME}")
     try:
         yield
     except HydraException as error:
@@ -141,10 +149,10 @@ def plain_errors(words: Sequence[str] = ()) -> Iterator[None]:
 
 def _of_words(error: Exception, words: Sequence[str]) -> str:
     """What is wrong with the words of which Hydra, or OmegaConf below it, raised this; nothing if it is not of them."""
-    read = {word: found for word in words if (found := parsed(word))}
+    read = _read(words)
     if "Config group override must be" in str(error):
         wrong = [w for w, found in read.items() if not isinstance(found.value(), str | list) and _is_group(found)]
-        return f"{wrong[0] if wrong else 'a group of settings'}: is chosen by the name of a file, such as stop=none"
+        return f"{wrong[0] if wrong else 'a group of settings'}: {_BY_NAME}"
     if "Unexpected type for root" in str(error):  # of a group that is null
         keys = [found.key_or_group for found in read.values() if found.key_or_group.partition(".")[0] in NULL]
         return no_setting(keys[0], compose([])) if keys else ""
@@ -154,6 +162,10 @@ def _of_words(error: Exception, words: Sequence[str]) -> str:
 
 NULL = ("stop", "figure")  # groups that may be null
 _STAYS = "a setting cannot be taken away; give it another value, as key=value"
+
+
+def _read(words: Sequence[str]) -> dict[str, Override]:
+    return {word: found for word in words if (found := parsed(word))}
 
 
 def _is_group(found: Override) -> bool:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from smallbatch import lock
 from smallbatch.code import changed
-from smallbatch.errors import ConfigError, SmallBatchError, one_line
+from smallbatch.errors import SmallBatchError, one_line
 from smallbatch.files import kind, parse_json, read_text, replacing, write_text
 from smallbatch.record import DAMAGE, ENDED, DamagedRun, Record, Row, make_record, make_row
 from smallbatch.record import export as export
@@ -135,8 +135,6 @@ def kept(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Record | No
 
     Of a point whose grid has several processes also what one of them has just trained, be it failed or overwritten.
     """
-    if cfg.overwrite not in (False, True, "changed"):
-        raise ConfigError(f"overwrite={cfg.overwrite}: choose false, true or changed")
     if is_of_grid(path / "result.json", cfg):
         with suppress(DamagedRun):
             return read(path)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo smoke test test-fast test-cluster lint bench simulate reproduce reproduce-update reference summary report clean
+.PHONY: help setup demo smoke test test-fast test-cluster attack lint bench simulate reproduce reproduce-update reference summary report clean
 
 help:
 	@echo "make demo   train a grid on scikit-learn's digits, draw it and judge two claims (no download of data)"
@@ -10,6 +10,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make test-fast   those that train nothing"
 	@echo "make test-cluster   those with several machines, and on a real Slurm of two nodes where Debian's packages can be had"
+	@echo "make attack  kill grids, damage files and give wrong commands, at random: nothing is lost or taken for sound"
 	@echo "make lint   ruff, mypy and zizmor"
 	@echo "make bench  measure speed and memory"
 	@echo "make reproduce   train again what is committed as numbers, and compare; AGAINST=REV: with another commit's code"
@@ -50,6 +51,10 @@ test-fast: setup
 
 test-cluster: .venv/cluster
 	$(BIN)/python -m pytest -rs -m cluster tests
+
+TIMES ?= 1
+attack: setup
+	PYTHONPATH=src $(BIN)/python tests/attack --times $(TIMES)
 
 lint: setup
 	$(BIN)/ruff check .

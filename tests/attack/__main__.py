@@ -1,8 +1,8 @@
 """Attack the package: nothing that is finished is lost, nothing wrong is taken, nothing is left behind.
 
-python tests/attack                  100 attacks on grids, 2,000 damaged files, 200 wrong command lines
-python tests/attack --times 5        five times as many
-python tests/attack --only kills     one of the three
+make attack                                      100 attacks on grids, 2,000 damaged files, 200 wrong command lines
+make attack TIMES=5                              five times as many
+PYTHONPATH=src python tests/attack --only kills  one of the three
 """
 
 import argparse
@@ -11,8 +11,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[2] / "src")]
 
 import damage
 import kills

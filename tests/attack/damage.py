@@ -27,6 +27,7 @@ WORDS = ["batch_size=8", "base_lr=1/4096", *SMALL]
 def attack(folder: Path, times: int, seed: int, say: Callable[[str], None]) -> Counter[str]:
     """Damage `times` files, of all kinds in turn; what went wrong, by kind."""
     dice, count = random.Random(seed), Counter[str]()
+    folder.mkdir(exist_ok=True)
     judges = _judges(folder)
     for turn in range(times):
         file, judge = judges[turn % len(judges)]

@@ -42,9 +42,9 @@ class RayLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from smallbatch.errors import ConfigError
 
-        check_numbers(config)
         if not find_spec("ray"):
             raise ConfigError("hydra/launcher=ray: Ray is not installed: pip install '.[ray]'")
+        check_numbers(config)
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

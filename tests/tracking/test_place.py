@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from omegaconf import OmegaConf
 
 from smallbatch.compose import compose
 from smallbatch.errors import ConfigError
@@ -49,7 +50,7 @@ def test_a_grid_takes_dryrun_and_tells_its_points(monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     monkeypatch.setenv("WANDB_ENTITY", "us")
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
-    told = compose(for_points(compose(["logger=wandb"]), Grid([], [], []), ["seed=1,2"])).wandb
+    told = OmegaConf.create(for_points(compose(["logger=wandb"]), Grid([], [], []), ["seed=1,2"]))
     assert (told.mode, told.entity, told.project, told.group) == ("offline", "us", "smallbatch", "seed=1,2")
     sweep, offline = capsys.readouterr().err.splitlines()
     assert sweep == "W&B: a run's id is its key, whatever WANDB_SWEEP_ID says, and it is no part of a W&B sweep"

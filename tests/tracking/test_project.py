@@ -118,7 +118,7 @@ def _no_pause(monkeypatch):
 
 
 def test_what_comes_back_is_what_the_folders_hold():
-    written = [make(8), make(16, "diverged", math.nan), make(32, momentum=1.0)]
+    written = [make(8), make(16, "diverged", math.nan), make(32, momentum=0.9)]
     api = FakeApi([FakeRun(record) for record in written])
     back = project.records(PLACE, api)
     assert list(back) == [record.run.key for record in written]

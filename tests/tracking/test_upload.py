@@ -61,12 +61,14 @@ def test_what_is_open_is_closed_when_the_next_one_begins_but_not_when_the_other_
     assert happens([A[0], B[0]]) == ([("a", "open", True), ("a", "close"), ("b", "open", True)], [])
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), RuntimeError("3\nand a second line"), KeyboardInterrupt("3")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), RuntimeError("SystemExit: 3\nand more"), KeyboardInterrupt("SystemExit: 3")]
+)
 @pytest.mark.parametrize("where", ["open", "add", "close"])
 def test_a_run_s_trouble_is_one_line_and_ends_with_it(happens, error, where):
     done, said = happens([*A, *B], "a", where, error)
     assert done[-3:] == [("b", "open", True), ("b", "add", 1), ("b", "close")]
-    assert said == ["W&B: 3; training is not affected. What is missing there: python src/publish.py"]
+    assert said == ["W&B: SystemExit: 3; training is not affected. What is missing there: python src/publish.py"]
 
 
 def test_a_page_that_did_not_open_is_tried_again_while_its_run_trains(happens, monkeypatch):

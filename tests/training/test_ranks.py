@@ -188,7 +188,7 @@ def test_what_a_rank_raises_is_told_and_ends_the_run(now):
 
 
 def test_whether_to_stop_is_agreed(now):
-    record, states = now(2, "base_lr=2**20")
+    record, states = now(2, "base_lr=2**19")
     assert (record.result["status"], len(states)) == ("diverged", 2)
     assert numbers(record)[0]["epoch"] == len(record.rows) == 1
     early = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "train_loss", "min_delta": 100}

@@ -41,7 +41,7 @@ smoke: setup
 	$(BIN)/python src/figures.py scale=smoke
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not trains and not cluster" tests

@@ -35,10 +35,6 @@ def test_a_line_that_is_right_is_counted(tmp_path, monkeypatch):
     assert lines.attack(tmp_path, 2, 1, print) == {"silent": 2}
 
 
-def test_a_grid_that_is_killed_loses_nothing(tmp_path):
-    assert kills.attack(tmp_path, 4, 1, print) == Counter()
-
-
 def test_what_is_lost_or_changed_is_counted():
     assert kills._lost({"a": b"1", "b": b"2"}, {"a": b"1", "b": b"3"}) == ["lost: b"]
     assert kills._lost({"a": b"1"}, {}) == ["lost: a"]

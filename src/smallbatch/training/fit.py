@@ -68,7 +68,7 @@ class KeepRun(Agree):
                 self.loads = self._try_to_load(file, module.run)
         if not module.ended:
             store.write_rows(self.path, module.rows)
-        self.follow()
+            self.follow()
         super().on_train_epoch_end(trainer, module)
 
     def _try_to_load(self, file: Path, run: Run) -> bool:

@@ -9,7 +9,7 @@ help:
 	@echo "make smoke  the same for every figure of the paper, the claims and a page of it all"
 	@echo "make test   run the tests"
 	@echo "make test-fast   those that train nothing"
-	@echo "make test-cluster   those with several machines, and on a real Slurm of two nodes where Debian's packages can be had"
+	@echo "make test-cluster   the long ones, and those with several machines: a real Slurm where Debian's packages can be had"
 	@echo "make attack  kill grids, damage files and give wrong commands, at random: nothing is lost or taken for sound"
 	@echo "make lint   ruff, mypy and zizmor"
 	@echo "make bench  measure speed and memory"
@@ -44,13 +44,13 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not trains and not cluster" tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not trains and not cluster and not long" tests
 
 .venv/cluster: .venv/ready tests/cluster/requirements.lock
 	@$(PIP) --no-deps -r tests/cluster/requirements.lock && touch $@ || echo "Ray cannot be had: its tests are skipped"
 
 test-cluster: .venv/cluster
-	$(BIN)/python -m pytest -rs -m cluster tests
+	$(BIN)/python -m pytest -rs -m "cluster or long" tests
 
 TIMES ?= 1
 attack: setup

@@ -82,6 +82,7 @@ def test_the_same_command_goes_on_and_trains_nothing_twice(budget):
     assert budget(clear, *FIG01, "settle=C4") == (True, [])
 
 
+@pytest.mark.long
 def test_noise_asks_for_seeds_look_by_look_to_the_last(budget, capsys):
     decided, trained = budget(lambda m, e, r: clear(8, e, r, noise=1.5), *FIG01, "settle=C4")
     assert not decided
@@ -144,6 +145,7 @@ def test_a_table_of_ones_own_is_searched_and_goes_on_while_its_answer_is_open(bu
     assert "an answer" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_tie_of_ones_own_goes_to_the_last_look(budget, capsys):
     decided, trained = budget(lambda m, e, r: clear(8, e, r, noise=2.0), *OWN)
     assert decided  # every point has a result

@@ -128,7 +128,7 @@ def seconds_of_workers(process: subprocess.Popen[str]) -> float:
     return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # HUP among the others of `make attack`
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_a_grid_that_is_asked_to_end_does_within_seconds_with_its_workers(tmp_path, number):
     process = start(tmp_path / "runs", "-m", "hydra/launcher=local", "hydra.launcher.n_jobs=2")
     until_trained(process, tmp_path / "runs", 2)

@@ -73,6 +73,7 @@ def test_a_run_is_the_same_whatever_surrounds_it(here, tmp_path, env, streams):
     assert rows(tmp_path / "s s") == rows(here / "plain") != {}
 
 
+@pytest.mark.long
 def test_a_grid_goes_on_when_nobody_reads_what_it_prints_and_leaves_nothing_behind(here, tmp_path):
     before = {path.name for path in here.iterdir()}
     reader, writer = os.pipe()

@@ -236,7 +236,7 @@ def test_ctrl_c_keeps_a_grids_finished_runs_and_frees_the_rest(interrupted, laun
 # --- two grids on one store
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_of_two_equal_grids_in_parallel_processes_one_is_killed_and_the_other_trains_all(start, tmp_path):
     grid = ["-m", "batch_size=8,16", "epochs=12", "hydra/launcher=local", "hydra.launcher.n_jobs=2"]
     first, second = start(tmp_path, *grid), start(tmp_path, *grid)

@@ -23,10 +23,12 @@ def test_damage_is_refused_and_counted_where_it_is_not(tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.count("silent: a damaged checkpoint") == attacked[False]["silent"]
 
 
+@pytest.mark.long
 def test_wrong_lines_are_refused(tmp_path):
     assert lines.attack(tmp_path, 12, 1, print) == Counter()
 
 
+@pytest.mark.long
 def test_a_line_that_is_right_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "_no_choice", lambda dice: ["seed=1"])
     for name in ("_out_of_range", "_unknown", "_of_no_type"):

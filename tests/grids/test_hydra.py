@@ -114,6 +114,7 @@ def test_of_hydras_own_sweeper_a_point_that_cannot_be_trained_stops_no_other_and
     assert output.count(": finished, score") == 2
 
 
+@pytest.mark.long
 def test_a_sweeper_that_optimises_gets_the_scores_even_of_one_run_twice_at_a_time(train):
     words = ["hydra/sweeper=optimiser", "hydra/launcher=local", "seed=${twice:2}", "data.augment=true"]
     code, output, errors, records = train("-m", *words)
@@ -123,6 +124,7 @@ def test_a_sweeper_that_optimises_gets_the_scores_even_of_one_run_twice_at_a_tim
     assert [(record.run.batch_size, record.run.seed) for record in records] == [(8, 4), (16, 4)]
 
 
+@pytest.mark.long
 def test_a_grid_takes_what_a_run_takes_a_folder_of_configs_interpolations_resolvers_and_jobs_of_their_own_folder(
     train, root, tmp_path
 ):

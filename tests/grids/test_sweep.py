@@ -139,6 +139,7 @@ def table(folder: Path, name: str) -> str:
     return text[text.index("\nscore") : text.rindex("\n", 0, -1)]
 
 
+@pytest.mark.long
 def test_of_three_equal_grids_one_is_killed_and_the_others_train_each_run_once(grid, tmp_path):
     words = grid("epochs=12", "seed=0,1")
     first = start(words, "first")

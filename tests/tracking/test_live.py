@@ -343,6 +343,7 @@ def start_and_send_two(run, cfg, server):
     return process
 
 
+@pytest.mark.long
 def test_a_killed_online_run_goes_on_in_its_w_and_b_run_and_overwrite_replaces_it(config, server):
     run, cfg = config("batch_size=8", "wandb.project=kill")
     process = start_and_send_two(run, cfg, server)
@@ -420,6 +421,7 @@ def test_the_runs_after_a_troubled_one_are_logged_when_the_server_is_back(config
     assert line.startswith("W&B: the server does not answer; training is not affected.")
 
 
+@pytest.mark.long
 def test_a_server_that_goes_away_in_the_middle_costs_one_line_and_publish_completes_the_run(config, server, tmp_path):
     run, cfg = config("batch_size=8", "wandb.project=away")
     process = start_and_send_two(run, cfg, server)

@@ -87,6 +87,7 @@ def test_a_signal_of_slurms_leaves_no_file_of_lightnings_and_the_same_call_ends_
     assert not list(tmp_path.rglob("hpc_ckpt*"))
 
 
+@pytest.mark.long
 def test_of_torchruns_copies_one_trains_a_run_and_the_other_waits(root, tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", TRAIN, *SMALL, "epochs=9"]
     ended = subprocess.run(

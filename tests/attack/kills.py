@@ -75,7 +75,7 @@ def _once(command: Command, dice: random.Random, seconds: float, before: dict[st
         if way == "twice":
             time.sleep(dice.uniform(0, 0.5))
             command.send(number)
-    status = command.end(WITHIN if number in ENDS else 60)
+    status = command.end(WITHIN if number in ENDS else 180)
     wrong = []
     if status is None:
         command.send(signal.SIGKILL)

@@ -173,7 +173,7 @@ def test_an_axis_that_is_none_says_what_to_write(word):
         parse_words([word])
 
 
-@pytest.mark.parametrize("word", ["seeds=0", "seeds=1001", "seeds=x", "seeds=3,5"])
+@pytest.mark.parametrize("word", ["seeds=0", "seeds=10001", "seeds=x", "seeds=3,5"])
 def test_seeds_are_a_number_of_them(word):
     with pytest.raises(ConfigError, match=f"^{word}: is how many seeds"):
         parse_words([word])

@@ -304,7 +304,7 @@ class Config:
     epochs: int = within("[1, 1000000]")
     weight_decay: float = within("[0, 1e6]")
     seed: int = within("[0, 4294967295]", 0)
-    seeds: int | None = within("[1, 1000]", None)
+    seeds: int | None = within("[1, 10000]", None)
     precision: Precision = Precision["32-true"]
     figure: Figure | None = None
     scale: Scale = field(default_factory=Scale)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo smoke test test-fast test-cluster attack lint bench simulate reproduce reproduce-update reference summary report clean
+.PHONY: help setup demo smoke test test-fast test-cluster test-ray attack lint bench simulate reproduce reproduce-update reference summary report clean
 
 help:
 	@echo "make demo   train a grid on scikit-learn's digits, draw it and judge two claims (no download of data)"
@@ -10,6 +10,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make test-fast   those that train nothing"
 	@echo "make test-cluster   the long ones, and those with several machines: a real Slurm where Debian's packages can be had"
+	@echo "make test-ray   those on two nodes of Ray, which it adds to .venv"
 	@echo "make attack  kill grids, damage files and give wrong commands, at random: nothing is lost or taken for sound"
 	@echo "make lint   ruff, mypy and zizmor"
 	@echo "make bench  measure speed and memory"
@@ -46,11 +47,12 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not trains and not cluster and not long" tests
 
-.venv/cluster: .venv/ready tests/cluster/requirements.lock
-	@$(PIP) --no-deps -r tests/cluster/requirements.lock && touch $@ || echo "Ray cannot be had: its tests are skipped"
-
-test-cluster: .venv/cluster
+test-cluster: setup
 	$(BIN)/python -m pytest -rs -m "cluster or long" tests
+
+test-ray: setup
+	@$(PIP) --no-deps -r tests/cluster/requirements.lock
+	$(BIN)/python -m pytest -rs -m cluster tests/cluster/test_ray.py
 
 TIMES ?= 1
 attack: setup

@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo   train a grid on scikit-learn's digits, draw it and judge two claims (no download of data)"
 	@echo "make smoke  the same for every figure of the paper, the claims and a page of it all"
-	@echo "make test   run the tests"
+	@echo "make test   run all but the longest tests"
 	@echo "make test-fast   those that train nothing"
 	@echo "make test-cluster   the long ones, and those with several machines: a real Slurm where Debian's packages can be had"
 	@echo "make test-ray   those on two nodes of Ray, which it adds to .venv"

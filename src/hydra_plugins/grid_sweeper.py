@@ -14,9 +14,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-OTHERS = (
-    "outputs"  # where conf/train.yaml has other sweepers write; Hydra would make it for ours too, and leave it empty
-)
+# Where conf/train.yaml has other sweepers write; Hydra would make it for ours too, and leave it empty.
+OTHERS = "outputs"
 
 
 class GridSweeper(Sweeper):

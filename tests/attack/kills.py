@@ -1,12 +1,14 @@
 """Grids that are killed, stopped and signalled at random moments, and started again until they are whole."""
 
 import csv
+import os
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -89,12 +91,8 @@ def _once(command: Command, dice: random.Random, seconds: float, before: dict[st
 
 def _kill_one(command: Command, dice: random.Random) -> None:
     if workers := command.others():
-        try:
-            import os
-
+        with suppress(ProcessLookupError):
             os.kill(dice.choice(workers), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def _last(start: Callable[[Path], Command], place: Path, table: Table) -> list[str]:

@@ -41,6 +41,7 @@ class Count(pl.Callback):
 @pytest.fixture(scope="module")
 def cluster():
     """The environment in which there is one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children would inherit SIG_IGN
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short, for its sockets
     script = HERE / "cluster.sh"
     up = subprocess.run([script, "up", folder], capture_output=True, text=True)
